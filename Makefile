@@ -1,0 +1,61 @@
+# mmreason: every target sets up by itself. `make help` lists them.
+#
+# PROFILE=cpu|gpu  overrides what set-up sees of the machine.   VLLM=0  leaves the engine out.
+# TORCH_INDEX_URL  an extra package index for torch, such as PyTorch's CPU wheel index.
+# PYTHON           the interpreter to build the environment with (3.11 or newer).
+# ARGS             further arguments for pytest or the demo:  make test ARGS="-k answers"
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv/bin
+PYTEST := $(VENV)/python -m pytest
+EVIDENCE := answers grpo_step
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup test test-quick check format soak evidence demo clean clean-cache
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup:  ## build the environment for this machine (seconds when it is there already)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) .ci/setup.py
+
+test: setup  ## all tests but the soak tests
+	$(PYTEST) -m "not soak" --durations=15 $(ARGS)
+
+test-quick: setup  ## the tests that start no engine and no process
+	$(PYTEST) -m "not slow and not soak" $(ARGS)
+
+check: setup  ## lint, format, types, import contracts
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+format: setup  ## let ruff put lint and format right
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+soak: setup  ## the tests that take hours
+	$(PYTEST) -m soak -o timeout=0 --durations=15 $(ARGS)
+
+evidence: setup  ## run the benchmarks behind the claims of the docs; they write benchmarks/results/
+	@set -e; for name in $(EVIDENCE); do echo "== benchmarks/$$name.py"; $(VENV)/python benchmarks/$$name.py; done
+
+demo: setup  ## GRPO on a small example of its own: no network, no GPU needed
+	@profile=$$(cat .venv/profile); config=cpu; [ "$$profile" = gpu ] && config=one_gpu; set -x; \
+	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml recipes/grpo_math.py $(ARGS)
+
+clean:  ## remove this checkout's environment and tool caches
+	@$(PYTHON) .ci/setup.py --clean
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+
+clean-cache: clean  ## also remove the shared environments of every checkout
+	@$(PYTHON) .ci/setup.py --clean-cache

@@ -1,0 +1,1 @@
+"""Builders of data sets: each module runs by itself and writes parquet with a manifest."""

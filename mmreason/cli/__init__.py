@@ -1,0 +1,1 @@
+"""The `mmreason` command: light and lazy."""

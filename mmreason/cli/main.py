@@ -1,0 +1,65 @@
+"""The `mmreason` command. It imports nothing of the training stack, so `mmreason --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmreason import __version__
+from mmreason.types import MMReasonError
+
+EPILOG = """\
+Training starts from the recipes, which are scripts:
+  accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/grpo_math.py --help
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmreason",
+        description="Training multimodal reasoning models on the Hugging Face stack.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mmreason {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("env", help="versions, machine, and the sampling engines that can be used here")
+    build = commands.add_parser(
+        "build", help="run a data builder; without a name, list them", add_help=False, prefix_chars="\0"
+    )
+    build.add_argument("name", nargs="?", help="the builder, for example arithmetic")
+    build.add_argument("arguments", nargs="*", help="passed on to the builder; try --help")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script.
+
+    Args:
+        argv: arguments without the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit status: 0, or 2 with a one-line error on stderr for what the user can put right.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "env":
+            from mmreason.cli.env import describe_environment
+
+            print(describe_environment())
+        elif args.command == "build":
+            from mmreason.cli.build import run_builder
+
+            return run_builder(args.name, args.arguments)
+        else:
+            parser.print_help()
+    except MMReasonError as error:
+        print(f"mmreason: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Helpers that the row formats share: the row error, cell access, gold numbers, message building."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmreason.types import Example, Message
+
+Row = Mapping[str, Any]
+
+REASONS: dict[str, str] = {
+    "missing_prompt": "the question is missing or empty",
+    "missing_answer": "the answer is missing or empty",
+    "bad_gold": "the answer can't be used as a gold",
+    "bad_choices": "the choices are missing, malformed, or don't hold the answer",
+    "bad_messages": "the messages are malformed",
+    "unreadable_line": "the line isn't a readable row",
+    "bad_encoding": "the text isn't valid UTF-8",
+    "bad_unicode": "the text holds lone surrogates, which UTF-8 and Arrow can't store",
+    "duplicate_id": "another row has the same id",
+    "images_unused": "the prompt has images, but images weren't asked for",
+    "prompt_too_long": "the prompt is longer than max_prompt_length",
+}
+"""Reason codes of bad rows: the keys of the drop counts."""
+
+
+class RowError(ValueError):
+    """A row that can't become an Example.
+
+    Args:
+        reason: a key of REASONS.
+        detail: what exactly was seen, in one line.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason code {reason!r}")
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {REASONS[reason]}" + (f" ({detail})" if detail else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One way in which raw rows come.
+
+    Attributes:
+        name: the registry name, also the ``source`` of its examples (generic rows take the file's name instead).
+        parse: (row, index) -> Example; raises RowError. Pure: the same row gives the same Example.
+        detect: (column names, a few of the first rows) -> does this set look like mine?
+        own_template: True where rows bring finished prompts, so that no default prompt template is applied.
+    """
+
+    name: str
+    parse: Callable[[Row, int], Example]
+    detect: Callable[[frozenset[str], Sequence[Row]], bool]
+    own_template: bool = False
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """repr of a value, cut to `limit` characters, safe to print (lone surrogates escaped)."""
+    text = repr(value)
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_cell(row: Row, name: str, reason: str) -> str:
+    """The stripped text of a cell; RowError(reason) where it is missing, empty or no text."""
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(reason, f"{name!r} is {shorten(value)}")
+    return value.strip()
+
+
+def number_text(value: object) -> str | None:
+    """The plain text of a number cell: 51.0 -> "51", "51.0" -> "51", 0.5 -> "0.5"; None for what is no finite number.
+
+    Only a zero fraction is cut off; every other text stays as it was written.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value == int(value) else repr(value)
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    return re.sub(r"^([-+]?[\d,]+)\.0+$", r"\1", text) or None
+
+
+def user_message(text: str) -> list[Message]:
+    """The prompt of a single question."""
+    return [{"role": "user", "content": text}]
+
+
+def worked_completion(reasoning: str | None, answer: str) -> list[Message]:
+    """The reference completion: the rationale as ``reasoning_content``, the final answer as ``content``."""
+    message: Message = {"role": "assistant", "content": answer}
+    if reasoning and reasoning.strip():
+        message["reasoning_content"] = reasoning.strip()
+    return [message]
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """Choices as they stand under a question: one line each, "(A) text"."""
+    return "\n".join(f"({letter_of(i)}) {choice}" for i, choice in enumerate(choices))
+
+
+def letter_of(index: int) -> str:
+    """0 -> "A". Raises RowError past "Z"."""
+    if not 0 <= index < 26:
+        raise RowError("bad_choices", f"no letter for choice number {index + 1}")
+    return chr(ord("A") + index)

@@ -1,0 +1,87 @@
+"""Prompt templates: what is asked of the model around a question."""
+
+from __future__ import annotations
+
+import difflib
+
+from mmreason.types import ConfigError, Message
+
+PLACEHOLDER = "{question}"
+
+PROMPT_TEMPLATES: dict[str, str] = {
+    "none": "{question}",
+    "boxed": "{question}\n\nReason step by step, then give the final answer in \\boxed{}.",
+    "gsm8k": (
+        "{question}\n\nReason step by step, then write the final answer on the last line after ####, as in #### 42"
+    ),
+    "base-boxed": "Question: {question}\nReason step by step and end with the final answer in \\boxed{}.\nAnswer:",
+    "base-gsm8k": "Question: {question}\nReason step by step, then end with #### and the final number.\nAnswer:",
+    "r1-zero": (
+        "Below is a talk between a user and an assistant. The user poses a problem. The assistant first thinks it "
+        "through between <think> and </think>, checking its own steps, and then states only the result between "
+        "<answer> and </answer>, like this: <think> the thoughts </think> <answer> the result </answer>.\n"
+        "User: {question}\nAssistant:"
+    ),
+}
+"""Name -> text with {question}. The base-* and r1-zero texts are for base models (chat: false)."""
+
+DEFAULT_CHAT_TEMPLATE = "boxed"
+DEFAULT_PLAIN_TEMPLATE = "base-boxed"
+
+
+def resolve_template(template: str) -> str:
+    """A registry name or a text of one's own with {question} -> the text. Raises ConfigError."""
+    if template in PROMPT_TEMPLATES:
+        return PROMPT_TEMPLATES[template]
+    if PLACEHOLDER in template:
+        return template
+    close = difflib.get_close_matches(template, PROMPT_TEMPLATES, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"prompt_template {template!r} is neither one of {', '.join(PROMPT_TEMPLATES)} "
+        f"nor a text with {PLACEHOLDER}.{hint}"
+    )
+
+
+def fill(template: str, question: str) -> str:
+    """Put the question in. Plain replacement: braces of LaTeX in template or question mean nothing."""
+    return template.replace(PLACEHOLDER, question)
+
+
+def build_prompt(
+    messages: list[Message], *, template: str | None, system_prompt: str | None, chat: bool
+) -> list[Message] | str:
+    """Apply template and system prompt to a question.
+
+    Args:
+        messages: the raw prompt; the template goes around the last user message's text (of parts: the last text part).
+        template: text with {question}, or None to leave the messages as they are.
+        system_prompt: put first; takes the place of a system message that the row brings.
+        chat: False gives the plain text of the single user message instead of messages.
+
+    Raises: ValueError where a prompt with other than one user message should become plain text.
+    """
+    if template is not None:
+        last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last is not None:
+            messages = [*messages[:last], _around(messages[last], template), *messages[last + 1 :]]
+    if not chat:
+        if len(messages) != 1 or not isinstance(messages[0]["content"], str):
+            raise ValueError(f"chat: false needs a prompt of one text message, this one has {len(messages)} message(s)")
+        return messages[0]["content"]
+    if system_prompt:
+        rest = [message for message in messages if message["role"] != "system"]
+        messages = [{"role": "system", "content": system_prompt}, *rest]
+    return messages
+
+
+def _around(message: Message, template: str) -> Message:
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": fill(template, content)}
+    texts = [i for i, part in enumerate(content) if part.get("type") == "text"]
+    if not texts:
+        return message
+    last = texts[-1]
+    part = {**content[last], "text": fill(template, content[last]["text"])}
+    return {**message, "content": [*content[:last], part, *content[last + 1 :]]}  # type: ignore[list-item]

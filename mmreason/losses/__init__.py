@@ -1,0 +1,1 @@
+"""Pure tensor functions: they take tensors, return tensors, and know nothing but torch."""

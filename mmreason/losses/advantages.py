@@ -1,0 +1,90 @@
+"""From rewards to advantages, for methods that compare the completions of one prompt with each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ScaleRewards = Literal["group", "batch", "none"]
+RewardAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+
+# Added to the standard deviation, as in the reference implementations of arXiv 2402.03300.
+_EPS = 1e-4
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """advantages (N,), rewards (N,) weighted sums with nan where no reward applied, zero_std (N/G,) bool."""
+
+    advantages: Tensor
+    rewards: Tensor
+    zero_std: Tensor
+
+
+def _nanstd(x: Tensor, dim: int) -> Tensor:
+    """Sample standard deviation (n-1) over the entries that are not nan; 0 where fewer than two are left."""
+    valid = ~torch.isnan(x)
+    count = valid.sum(dim, keepdim=True)
+    mean = torch.nansum(x, dim=dim, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(valid, x - mean, torch.zeros_like(x)).pow(2).sum(dim, keepdim=True)
+    return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.zeros_like(squares)).sqrt()
+
+
+def group_advantages(
+    rewards_per_func: Tensor,
+    weights: Tensor,
+    num_generations: int,
+    *,
+    scale_rewards: ScaleRewards = "group",
+    aggregation: RewardAggregation = "sum_then_normalize",
+) -> GroupAdvantages:
+    """Group-relative advantages: A_i = (r_i - mean(r)) / (std(r) + 1e-4) over the G completions of one prompt.
+
+    Sources: GRPO, arXiv 2402.03300 eq. 3 discussion (`scale_rewards="group"`); Dr. GRPO, arXiv 2503.20783, drops the division
+    (`"none"`); `"batch"` divides by the standard deviation of the whole batch (arXiv 2508.08221). `normalize_then_sum`
+    normalises each reward in its group before the weighted sum and the result over the batch (GDPO, arXiv 2601.05242).
+
+    Args:
+        rewards_per_func: (N, R) float32, nan where a reward function abstained; the G completions of a prompt adjacent.
+        weights: (R,) float32.
+        num_generations: G, a divisor of N.
+
+    Returns:
+        Advantages with 0 for a completion that no function scored: it neither moves the policy nor the baseline.
+
+    Raises:
+        ValueError: N is not a multiple of G, or an option is unknown.
+    """
+    n, num_funcs = rewards_per_func.shape
+    if n % num_generations:
+        raise ValueError(f"{n} rewards can't be split into groups of num_generations={num_generations}")
+    unscored = torch.isnan(rewards_per_func).all(dim=1)
+    rewards = torch.nansum(rewards_per_func * weights, dim=1).masked_fill(unscored, torch.nan)
+    groups = rewards.view(-1, num_generations)
+    group_std = _nanstd(groups, dim=1)
+    zero_std = torch.isclose(group_std, torch.zeros_like(group_std)).squeeze(1)
+
+    if aggregation == "sum_then_normalize":
+        centred = (groups - torch.nanmean(groups, dim=1, keepdim=True)).view(-1)
+        if scale_rewards == "group":
+            advantages = centred / (group_std.expand_as(groups).reshape(-1) + _EPS)
+        elif scale_rewards == "batch":
+            advantages = centred / (_nanstd(rewards, dim=0) + _EPS)
+        elif scale_rewards == "none":
+            advantages = centred
+        else:
+            raise ValueError(f"scale_rewards must be 'group', 'batch' or 'none', not {scale_rewards!r}")
+    elif aggregation == "normalize_then_sum":
+        per_group = rewards_per_func.view(-1, num_generations, num_funcs)
+        mean = torch.nanmean(per_group, dim=1, keepdim=True)
+        normalised = ((per_group - mean) / (_nanstd(per_group, dim=1) + _EPS)).view(n, num_funcs)
+        summed = torch.nansum(normalised * weights, dim=1).masked_fill(unscored, torch.nan)
+        advantages = (summed - torch.nanmean(summed)) / (_nanstd(summed, dim=0) + _EPS)
+    else:
+        raise ValueError(
+            f"multi_objective_aggregation must be 'sum_then_normalize' or 'normalize_then_sum', not {aggregation!r}"
+        )
+    return GroupAdvantages(torch.nan_to_num(advantages, nan=0.0), rewards, zero_std)

@@ -1,0 +1,28 @@
+"""Rewards in TRL's form: ``func(completions, **columns) -> list[float | None]`` (None = skip the row)."""
+
+from mmreason.rewards.accuracy import accuracy_reward, judge, partial_credit_reward, strict_accuracy_reward
+from mmreason.rewards.format import format_reward, tag_count_reward
+from mmreason.rewards.length import cosine_length_reward, repetition_reward, soft_overlong_reward
+from mmreason.rewards.registry import REWARDS, BoundReward, RewardFunc, load_rewards
+from mmreason.rewards.run import RewardBatch, RewardError, compute_rewards
+from mmreason.rewards.text import completion_text
+
+__all__ = [
+    "REWARDS",
+    "BoundReward",
+    "RewardBatch",
+    "RewardError",
+    "RewardFunc",
+    "accuracy_reward",
+    "completion_text",
+    "compute_rewards",
+    "cosine_length_reward",
+    "format_reward",
+    "judge",
+    "load_rewards",
+    "partial_credit_reward",
+    "repetition_reward",
+    "soft_overlong_reward",
+    "strict_accuracy_reward",
+    "tag_count_reward",
+]

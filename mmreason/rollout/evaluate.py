@@ -1,0 +1,142 @@
+"""Held-out accuracy with the verifier that also gives the reward: greedy, and majority vote over k samples."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+from mmreason.answers import majority_vote, verify_many
+from mmreason.rollout.types import Engine, Request, Sampling
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927, eq. 4): sound at 0 %, 100 % and for few problems."""
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = correct / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of n problems with its 95 % interval."""
+
+    correct: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.n if self.n else math.nan
+
+    def __str__(self) -> str:
+        low, high = wilson_interval(self.correct, self.n)
+        return f"{self.value:.3f} [{low:.3f}, {high:.3f}] ({self.correct}/{self.n})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """greedy and greedy_strict (an explicit answer marker was used); majority is None unless k > 1; verdicts of greedy answers."""
+
+    greedy: Accuracy
+    greedy_strict: Accuracy
+    majority: Accuracy | None
+    k: int
+    verdicts: dict[str, int] = field(default_factory=dict)
+    mean_length: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and their intervals, for a file."""
+        out = asdict(self)
+        for name in ("greedy", "greedy_strict", "majority"):
+            accuracy: Accuracy | None = getattr(self, name)
+            if accuracy is not None:
+                low, high = wilson_interval(accuracy.correct, accuracy.n)
+                out[name] |= {"value": accuracy.value, "low": low, "high": high}
+        return out
+
+    def table(self) -> str:
+        lines = [f"  greedy         {self.greedy}", f"  greedy, strict {self.greedy_strict}"]
+        if self.majority is not None:
+            lines.append(f"  maj@{self.k:<10} {self.majority}")
+        verdicts = ", ".join(f"{name} {count}" for name, count in sorted(self.verdicts.items()))
+        return "\n".join([*lines, f"  verdicts       {verdicts}; {self.mean_length:.1f} tokens on average"])
+
+
+def evaluate(
+    engine: Engine,
+    prompt_ids: Sequence[list[int]],
+    examples: Sequence[dict[str, Any]],
+    decode: Callable[[list[int]], str],
+    sampling: Sampling,
+    *,
+    k: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    gather_objects: Callable[[list[Any]], list[Any]] = lambda items: items,
+) -> Evaluation:
+    """Answer each problem once greedily and k times at the sampling temperature, and verify.
+
+    Collective: the problems are dealt out to the processes in turn, each of which has the same number (some process
+    answers the first problem again where they don't divide evenly; that answer is not counted).
+
+    Args:
+        prompt_ids: one per problem. examples: rows with `answer` and `meta`.
+        decode: token ids → text.
+        k: samples of the vote; below 2 there is no vote.
+    """
+    share = math.ceil(len(examples) / world_size)
+    mine = [i * world_size + rank for i in range(share)]
+    rows = [i if i < len(examples) else 0 for i in mine]
+    greedy = engine.generate([Request(prompt_ids[i], 1) for i in rows], sampling.greedy(), seed)
+    votes = engine.generate([Request(prompt_ids[i], k) for i in rows], sampling, seed + 1) if k > 1 else [[] for _ in rows]
+
+    records: list[dict[str, Any]] = []
+    for position, i in enumerate(mine):
+        if i < len(examples):
+            answer = greedy[position][0]
+            texts = [decode(answer.token_ids), *(decode(c.token_ids) for c in votes[position])]
+            records.append({"row": i, "texts": texts, "length": len(answer.token_ids)})
+    records = sorted(gather_objects(records), key=lambda record: record["row"])
+    return _score(records, examples, k)
+
+
+def _score(records: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], k: int) -> Evaluation:
+    golds = [examples[record["row"]]["answer"] for record in records]
+    metas = [examples[record["row"]].get("meta") or {} for record in records]
+    kinds, choices = [m.get("kind") for m in metas], [m.get("choices") for m in metas]
+    judged = verify_many([record["texts"][0] for record in records], golds, kinds, choices)
+    n = len(records)
+    majority = None
+    if k > 1:
+        flat = verify_many(
+            [text for record in records for text in record["texts"][1:]],
+            [gold for gold in golds for _ in range(k)],
+            [kind for kind in kinds for _ in range(k)],
+            [choice for choice in choices for _ in range(k)],
+        )
+        winners = [
+            majority_vote([j.answer for j in flat[i * k : (i + 1) * k]], kinds[i] or flat[i * k].kind, choices[i])
+            for i in range(n)
+        ]
+        # The winner is judged as one of the samples that gave it, so the vote adds no second way of being right.
+        correct = 0
+        for i, winner in enumerate(winners):
+            group = flat[i * k : (i + 1) * k]
+            correct += winner is not None and next(j.correct for j in group if j.answer == winner)
+        majority = Accuracy(correct, n)
+    return Evaluation(
+        greedy=Accuracy(sum(j.correct for j in judged), n),
+        greedy_strict=Accuracy(sum(j.strict_correct for j in judged), n),
+        majority=majority,
+        k=k,
+        verdicts=dict(Counter(str(j.verdict) for j in judged)),
+        mean_length=sum(record["length"] for record in records) / n if n else 0.0,
+    )

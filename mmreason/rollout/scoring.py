@@ -1,0 +1,94 @@
+"""Log-probabilities of given completions under a model: the trainer's side of the importance ratio."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmreason.losses.lm import token_logps
+
+
+def completion_mask(completions: Sequence[Sequence[int]], device: torch.device | None = None) -> Tensor:
+    """(B, C) float32: 1 on the tokens of each completion, 0 on the padding to the right."""
+    lengths = torch.tensor([len(ids) for ids in completions], device=device)
+    width = int(lengths.max()) if len(completions) else 0
+    return (torch.arange(width, device=device) < lengths[:, None]).float()
+
+
+def pad_right(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(B, longest row), each row at the left."""
+    width = max((len(row) for row in rows), default=0)
+    out = torch.full((len(rows), width), value, dtype=dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.tensor(row, dtype=dtype)
+    return out.to(device)
+
+
+def _base_forward(model: Any) -> Any:
+    """The forward of the HF model inside DDP, a DeepSpeed engine or a PEFT wrapper, for reading its signature."""
+    while hasattr(model, "module"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return type(model).forward
+
+
+def completion_logps(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    banned_token_ids: Sequence[int] = (),
+    with_entropy: bool = False,
+    pad_token_id: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """log π(completion token | everything before it), one forward pass for B rows.
+
+    Rows are padded on the right and no attention mask is passed: a causal model never looks at what follows, so padding is
+    invisible to the tokens that count, absolute positions stay right, and the fast causal attention kernels apply.
+
+    Args:
+        model: any causal LM (wrapped or not) whose forward gives `.logits` (B, T, V).
+        prompts, completions: B lists of token ids each; prompts may not be empty, completions may.
+        temperature: the one that was sampled with.
+        banned_token_ids: tokens that the sampler could not choose; they get probability 0 here too, or the ratio would drift.
+        with_entropy: also give the entropy of each token's distribution.
+
+    Returns:
+        logps and entropy, (B, C) float32 nats, 0 on padding. C is the longest completion.
+
+    Raises:
+        ValueError: a prompt is empty, so its first completion token has nothing to be predicted from.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("a prompt has no tokens: the first completion token can't be scored (add a BOS token)")
+    device = next(iter(model.parameters())).device
+    rows = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]
+    input_ids = pad_right(rows, pad_token_id, torch.long, device)
+    first = min(len(prompt) for prompt in prompts) - 1  # the earliest position whose logits are needed
+    kwargs: dict[str, Any] = {"use_cache": False}
+    keeps = "logits_to_keep" in inspect.signature(_base_forward(model)).parameters
+    if keeps:
+        kwargs["logits_to_keep"] = input_ids.shape[1] - first
+    logits = model(input_ids=input_ids, **kwargs).logits
+    if not keeps:
+        logits = logits[:, first:]
+    logits, targets = logits[:, :-1], input_ids[:, first + 1 :]
+    if banned_token_ids:
+        logits = logits.index_fill(-1, torch.tensor(list(banned_token_ids), device=device), float("-inf"))
+    logps, entropy = token_logps(logits, targets, temperature=temperature, with_entropy=with_entropy)
+
+    mask = completion_mask(completions, device)
+    starts = torch.tensor([len(prompt) - 1 - first for prompt in prompts], device=device)
+    columns = starts[:, None] + torch.arange(mask.shape[1], device=device)
+    columns = columns.clamp(max=max(logps.shape[1] - 1, 0))
+    keep = mask.bool()
+    aligned = torch.where(keep, logps.gather(1, columns), 0.0)
+    if entropy is None:
+        return aligned, None
+    return aligned, torch.where(keep, entropy.gather(1, columns), 0.0)

@@ -1,0 +1,151 @@
+"""Setting up Accelerate, DeepSpeed and the optimizer, and talking between data-parallel processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed
+from torch import Tensor, nn
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
+
+from mmreason.trainers.arguments import PolicyConfig
+from mmreason.types import ConfigError
+
+
+def build_accelerator(args: PolicyConfig) -> Accelerator:
+    """Make the Accelerator, resolve the batch options for its number of processes, and seed all generators.
+
+    Call it before the model is loaded: under ZeRO-3 its plugin makes `from_pretrained` shard while loading.
+    """
+    bf16 = args.bf16
+    if bf16 is None:
+        bf16 = not args.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        args.bf16 = bf16
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        cpu=args.use_cpu,
+        log_with=[t for t in args.report_to if t != "none"] or None,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+    )
+    args.resolve(data_parallel_size(accelerator))
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        # No dataloader is prepared that DeepSpeed could read these from.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.per_device_train_batch_size
+        plugin.deepspeed_config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+        plugin.deepspeed_config["gradient_clipping"] = args.max_grad_norm
+        # The optimizer is torch's; with offload it runs on CPU tensors, which DeepSpeed only allows when told so.
+        plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
+        plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+    set_seed(args.seed)
+    return accelerator
+
+
+def _tensor_parallel_size(accelerator: Accelerator) -> int:
+    config = getattr(accelerator, "parallelism_config", None)
+    return config.tp_size if config is not None and config.tp_enabled else 1
+
+
+def data_parallel_size(accelerator: Accelerator) -> int:
+    """Processes that see different data: all of them, unless tensor parallelism makes some share a model."""
+    return accelerator.num_processes // _tensor_parallel_size(accelerator)
+
+
+class DataParallel:
+    """Collectives over the processes that hold different data. Tensor-parallel partners hold the same and count once."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.partners = _tensor_parallel_size(accelerator)
+        self.size = data_parallel_size(accelerator)
+        self.rank = accelerator.process_index // self.partners
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, …) on each process → (size × n, …) in rank order on all."""
+        if self.size == 1:
+            return rows
+        every: Tensor = self.accelerator.gather(rows.contiguous())
+        if self.partners > 1:
+            every = every.view(self.accelerator.num_processes, *rows.shape)[:: self.partners].flatten(0, 1)
+        return every
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over processes."""
+        return self.gather(values.unsqueeze(0)).sum(0) if self.size > 1 else values
+
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """Concatenation of every process's list in rank order."""
+        if self.size == 1:
+            return items
+        every = gather_object([items])
+        return [item for part in every[:: self.partners] for item in part]
+
+    def any(self, flag: bool) -> bool:
+        """True on all processes when it is true on one."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.gather(value).max().item() > 0)
+
+
+def build_optimizer(model: nn.Module, args: PolicyConfig) -> torch.optim.Optimizer:
+    """Decay on matrices only: biases and norm weights (vectors) are left alone, as in transformers' Trainer."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigError("the model has no trainable parameter: check the PEFT settings")
+    # Under ZeRO-3 `ds_shape` is the real shape, `shape` that of an empty shard.
+    matrices = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) >= 2]
+    vectors = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if args.optim == "sgd":
+        return torch.optim.SGD(groups, lr=args.learning_rate)
+    return torch.optim.AdamW(
+        groups,
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=args.optim == "adamw_torch_fused",
+    )
+
+
+def lr_schedule(args: PolicyConfig, total_steps: int) -> Callable[[int], float]:
+    """Learning rate as a function of the optimizer step (0-based): nothing to save, nothing to restore wrongly."""
+    from transformers import get_scheduler
+
+    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    warmup = args.warmup_steps
+    try:
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            dummy,
+            num_warmup_steps=int(total_steps * warmup) if 0 < warmup < 1 else int(warmup),
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    except ValueError as error:
+        raise ConfigError(f"lr_scheduler_type={args.lr_scheduler_type!r}: {error}") from error
+    if not hasattr(schedule, "lr_lambdas"):
+        raise ConfigError(
+            f"lr_scheduler_type={args.lr_scheduler_type!r} depends on more than the step; use linear, cosine or constant"
+        )
+    factor = schedule.lr_lambdas[0]
+    return lambda step: args.learning_rate * factor(step)
+
+
+def prepare_reference(model: Any, accelerator: Accelerator) -> Any:
+    """Put a frozen model on the device the way the backend wants it (sharded under ZeRO-3 and FSDP2)."""
+    model.requires_grad_(False)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return prepare_deepspeed(model, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return prepare_fsdp(model, accelerator)
+    return accelerator.prepare_model(model, evaluation_mode=True)
