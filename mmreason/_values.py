@@ -44,6 +44,15 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds these line separators in single quotes, where they come back as a space; in double quotes it escapes.
+    style = '"' if any(c in text for c in "\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar(TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
+
+
 def is_union(tp: Any) -> bool:
     return typing.get_origin(tp) in (Union, types.UnionType)
 

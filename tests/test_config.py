@@ -1,4 +1,4 @@
-"""mmreason.config: YAML and command line to dataclasses, every wrong input named, and the same result as TRL's parser."""
+"""mmreason.config: YAML and command line to dataclasses, wrong input named, the same result as TRL's parser."""
 
 from __future__ import annotations
 
@@ -387,7 +387,7 @@ class Common:
         ("learning_rate: 1.0e-5\nmax_steps: 4\nuse_vllm: true\nname: x", []),
         ("max_steps: 4\nnames: [a, b]", ["--max_steps", "5", "--names", "c", "d"]),
         ("reward_weights: [1.0, 0.5]\nloss_type: grpo\nbeta: 0.0", ["--beta", "0.04"]),
-        ("use_vllm: true", ["--use_vllm", "false", "--bf16", "--reward_weights", "1", "2"]),
+        ("use_vllm: true", ["--use_vllm", "false", "--bf16", "true", "--reward_weights", "1", "2"]),
         ("env: {MMR_TEST_TRL: 1}", ["--no_use_vllm", "--learning_rate", "3e-4", "--name", "a b"]),
     ],
 )

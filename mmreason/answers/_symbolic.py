@@ -16,19 +16,25 @@ from math_verify import grader, parser
 
 from mmreason.answers.normalize import balanced, canonical, clean_math
 from mmreason.answers.numbers import parse_number, same_number
-from mmreason.answers.structure import same_shape
+from mmreason.answers.structure import same_shape, shape, unassigned
 
 # Units are taken off by our own code: math-verify's list also strips single letters ("2 + 3 t" loses its t).
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf)\s*\{[^{}]*\}(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?")
 _DEGREES = re.compile(r"\^\{\\circ\}\s*[CF]?")
+_TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_ANGLE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\{\\circ\}")
 _TRAILING_UNIT = re.compile(r"(?<=[\d}\s)])\s*(?:cm|mm|km|inches|feet|units?|meters?|degrees?|dollars?|square\s+\w+|sq\.?\s*\w+)(?:\^\{?\d\}?)?\s*$")
 _DIGITS = 50
+_Places = tuple[int, int] | None
 
 
 def _prepare(text: str) -> str:
     """What latex2sympy reads: without units, degree marks, percent signs and word-like text."""
-    text = _DEGREES.sub("", text.replace(r"\operatorname", ""))
+    text = text.replace(r"\operatorname", "")
+    if _TRIGONOMETRY.search(text):
+        text = _ANGLE.sub(r"(\1\\pi/180)", text)
+    text = _DEGREES.sub("", text)
     bare = _TEXT.sub(" ", text).strip()
     text = bare if bare else text
     text = _TRAILING_UNIT.sub("", text)
@@ -71,7 +77,7 @@ def _value(expression: Any) -> Any:
     return value if value.is_number and value.is_finite else None
 
 
-def _numeric(gold: Any, answer: Any, decimals: tuple[tuple[int, int] | None, tuple[int, int] | None]) -> bool | None:
+def _numeric(gold: Any, answer: Any, decimals: tuple[_Places, _Places]) -> bool | None:
     """Numeric equality of two constants (rounding as in `numbers.py`), None where one of them isn't a constant.
 
     Args:
@@ -93,9 +99,10 @@ def _numeric(gold: Any, answer: Any, decimals: tuple[tuple[int, int] | None, tup
     return bool(digits >= 6 and difference < sympy.Float(10) ** -places)
 
 
-def _float_places(expression: Any) -> tuple[int, int] | None:
-    match = re.fullmatch(r"-?0*(\d*)\.(\d+)", str(expression)) if isinstance(expression, sympy.Float) else None
-    return (len(match.group(2)), len((match.group(1) + match.group(2)).lstrip("0"))) if match else None
+def _places(text: str) -> _Places:
+    """(places after the point, significant digits) of a text that is one decimal, else None."""
+    number = parse_number(text)
+    return None if number is None or number.places is None else (number.places, number.digits)
 
 
 _PROBES = (sympy.Rational(7, 5), sympy.Rational(19, 7), sympy.Rational(31, 11), sympy.Rational(43, 13))
@@ -129,11 +136,10 @@ def scalar_equal(gold: str, answer: str) -> bool | None:
     a, b = parse(gold), parse(answer)
     if a is None or b is None:
         return None
-    return _equal(a, b)
+    return _equal(a, b, (_places(gold), _places(answer)))
 
 
-def _equal(gold: Any, answer: Any) -> bool:
-    places = (_float_places(gold), _float_places(answer))
+def _equal(gold: Any, answer: Any, places: tuple[_Places, _Places] = (None, None)) -> bool:
     gold, answer = _exact(gold), _exact(answer)
     numeric = _numeric(gold, answer, places)
     if numeric is not None:
@@ -153,13 +159,31 @@ def compare(gold: str, answer: str) -> str:
     same = same_shape(gold, answer, scalar_equal)
     if same is not None:
         return "correct" if same else "wrong"
-    a = parse(gold)
-    b = parse(answer)
+    pair = unassigned(gold, answer)
+    if pair is None:
+        return "wrong"
+    a, b = parse(pair[0]), parse(pair[1])
+    if isinstance(a, sympy.Set) and (solutions := _solutions(pair[1])) is not None:
+        b = solutions
     if a is not None and b is not None:
         return "correct" if _equal(a, b) else "wrong"
     if a is None and not readable(gold):
         return "bad_gold"
     return "unparseable" if b is None else "wrong"
+
+
+def _solutions(text: str) -> Any:
+    """The set that "x <= 2 or x >= 5" describes, None where the text isn't a list of inequalities."""
+    outer = shape(text)
+    if outer.form != "list":
+        return None
+    relations = [_exact(parse(item)) for item in outer.items]
+    if not all(isinstance(relation, sympy.core.relational.Relational) for relation in relations):
+        return None
+    try:
+        return sympy.Union(*(relation.as_set() for relation in relations))
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def readable(gold: str) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -97,9 +98,12 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; it closes the socket
     from mmreason.answers import _symbolic
 
+    logging.disable(logging.CRITICAL)
     _symbolic.warm_up()
     children: set[int] = set()
     control = socket.socket(fileno=descriptor)
+    # Whatever was wrong at the start could be read from stderr; from here on nobody reads it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     control.sendall(b"ready\n")
     try:
         while True:

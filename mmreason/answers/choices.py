@@ -116,6 +116,17 @@ def _sequence(rest: str, first: str, allowed: str) -> bool:
     return other in allowed and other != first
 
 
+_ITEM = re.compile(r"(?:^|(?<=[\s,;(]))([A-Z])[).:](?=\s)")
+
+
+def _enumeration(rest: str, first: str, allowed: str) -> bool:
+    """Whether what follows a letter lists further options ("A) 10 cm B) 12 cm"), not a remark in a later sentence."""
+    others = [match for match in _ITEM.finditer(rest) if match.group(1) in allowed and match.group(1) != first]
+    if not others:
+        return False
+    return len({match.group(1) for match in others}) >= 2 or re.search(r"[.。!?]\s", rest[: others[0].start()]) is None
+
+
 def letters_for(choices: Choices) -> str:
     """The labels that exist: one per choice, A-J where the choices aren't known."""
     return LETTERS[: len(choices)] if choices else DEFAULT_LETTERS
@@ -142,7 +153,7 @@ def read_letter(span: str, choices: Choices = None, *, alone: bool = False) -> s
     letter = raw.upper()
     if letter not in allowed or (rest.startswith(("'", "^", "=")) and not bracket):
         return None
-    if _sequence(rest, letter, allowed):
+    if _sequence(rest, letter, allowed) or _enumeration(rest, letter, allowed):
         return ""
     tail = rest.strip(_EDGE)
     if not tail:

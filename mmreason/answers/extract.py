@@ -278,7 +278,9 @@ _COMMAND = re.compile(r"\\(?!text|\$|%|mbox|mathrm|boxed|\(|\)|\[|\]|,|!|;| )")
 
 def _is_prose(span: str) -> bool:
     """Whether a marked span says its number in a sentence ("The total is 42 apples"), rather than being a formula or list."""
-    return _COMMAND.search(span) is None and re.search(r"[A-Za-z]{3,}\s+\S|[\u4e00-\u9fff]", span) is not None
+    if _COMMAND.search(span) or re.search(r"[_{}^=@#\[\]<>|]|\w\(", span.replace("\\text{", "").replace("}", "")):
+        return False
+    return re.search(r"[A-Za-z]{3,}\s+\S|[\u4e00-\u9fff]", span) is not None
 
 
 _DIGIT = re.compile(r"\d")

@@ -121,16 +121,25 @@ def to_latex(text: str) -> str:
 
 
 _DROP = re.compile(
-    r"\\[!,;:>]|\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|displaystyle|textstyle|limits|"
+    r"\\\\|\\[!,;:>]|\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|displaystyle|textstyle|limits|"
     r"quad|qquad|thinspace|enspace|bf|rm|it|phantom\{[^{}]*\})(?![A-Za-z])|\\ |~|&nbsp;"
 )
+
+
+def _drop(match: re.Match[str]) -> str:
+    token = match.group()
+    if token == r"\\":  # the end of a matrix row stays
+        return token
+    return "" if token == r"\!" else " "
+
+
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _FRAC_BARE = re.compile(r"\\frac\s*(?:(\d|[a-zA-Z])\s*(\d|[a-zA-Z])|(\d|[a-zA-Z])\s*(?=\{))")
 _FRAC_TAIL = re.compile(r"(\\frac\{[^{}]*\})\s*(\d|[a-zA-Z])")
 _SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\\deg(?![A-Za-z])")
-_DELIMITERS = re.compile(r"\$\$?|\\[()\[\]]|\*\*|`")
-_SYNONYMS = re.compile(r"\\(?:leq|leqslant|geq|geqslant|ne|lt|gt|ast|lbrace|rbrace|lbrack|rbrack|land|lor|rightarrow|to)(?![A-Za-z])")
+_DELIMITERS = re.compile(r"\$\$?|(?<!\\)\\[()\[\]]|\*\*|`")
+_SYNONYMS = re.compile(r"\\(?:leq|leqslant|geq|geqslant|ne|lt|gt|ast|lbrace|rbrace|lbrack|rbrack|varnothing)(?![A-Za-z])")
 _SYNONYM_OF = {
     r"\leq": r"\le ",
     r"\leqslant": r"\le ",
@@ -144,6 +153,7 @@ _SYNONYM_OF = {
     r"\rbrace": r"\}",
     r"\lbrack": "[",
     r"\rbrack": "]",
+    r"\varnothing": r"\emptyset ",
 }
 
 
@@ -184,7 +194,7 @@ def closing_brace(text: str, opening: int) -> int:
     return -1
 
 
-_WRAPPERS = (r"\boxed{", r"\fbox{", r"\mathbf{", r"\boldsymbol{", r"\bm{", r"\textbf{", r"\emph{", r"\underline{", r"\ensuremath{")
+_WRAPPERS = (r"\text{", r"\mathrm{", r"\boxed{", r"\fbox{", r"\mathbf{", r"\boldsymbol{", r"\bm{", r"\textbf{", r"\emph{", r"\underline{", r"\ensuremath{")
 
 
 def strip_wrapper(text: str) -> str:
@@ -219,14 +229,15 @@ def clean_math(text: str) -> str:
         return text.strip()
     text = text.replace("\\$", "").replace("{,}", ",").replace(r"\%", "%")
     text = _DELIMITERS.sub(" " if "$" in text[1:-1] else "", text)
-    text = _DROP.sub(lambda m: "" if m.group() == "\\!" else " ", text)
+    text = _DROP.sub(_drop, text)
     text = _DEGREE.sub(r"^{\\circ}", text)
     text = _SYNONYMS.sub(lambda m: _SYNONYM_OF.get(m.group(), m.group()), text)
     text = _FRAC.sub(r"\\frac", text)
     if "\\frac" in text:
         text = _FRAC_TAIL.sub(r"\1{\2}", _FRAC_BARE.sub(_frac_bare, text))
     text = _SQRT_BARE.sub(r"\\sqrt{\1}", text)
-    return strip_wrapper(text)
+    text = strip_wrapper(text)
+    return r"\emptyset" if text.replace(" ", "") == r"\{\}" else text
 
 
 _SPACE = re.compile(r"\s+")

@@ -56,10 +56,12 @@ _TOKEN = re.compile(
 )
 _ALTERNATIVE = re.compile(
     r"^[\s\w$%\\{}°'.-]{0,40}?(?:\s*,?\s*\b(?:or|and|to|nor|versus)\b|\s*(?:,|;|/|~|&|或|和|与|到|至|、)|\s+-\s+|-)\s*"
-    r"(?:\\?text\{[^{}]{0,9}\}|[a-z]+\s*=|maybe|perhaps|possibly|even|either|also|only|is|about|[a-z]+\s)?\s*[-+$€£\\({]*\s*(?:\d|frac\b|\.\d)"
+    r"(?!(?:not|instead|rather|than|for|in|with|making|up|down|from|of)\b)"
+    r"(?:\\?text\{[^{}]{0,9}\}|[a-z]+\s*=|[a-z]+\s)?\s*[-+$€£\\({]*\s*(?:\d|frac\b|\.\d)"
 )
 _NEGATED = re.compile(r"\b(?:not|isn't|never|neither)\s+(?:equal\s+to\s+)?[$]?\s*$", re.IGNORECASE)
 _CJK_NUMBER = re.compile(rf"[负]?(?:百分之)?[{CHINESE_CHARS}]+")
+_OPERANDS = frozenset("0123456789)}]%")
 _NAMED = re.compile(r"[A-Za-z_]$")
 
 
@@ -79,7 +81,11 @@ def read_number(span: str, *, last: bool = False) -> str | None:
         for match in _TOKEN.finditer(span):
             if not _NAMED.search(span[: match.start()][-1:]) or found is None:
                 found = match
-        return None if found is None else _trim(found.group())
+        if found is None or _NEGATED.search(span[max(0, found.start() - 40) : found.start()]):
+            return None
+        token = _trim(found.group())
+        # "10 - 5" ends with 5, not with -5; "fell to -5" ends with -5.
+        return token.lstrip("+- ") if span[: found.start()].rstrip()[-1:] in _OPERANDS else token
     text = _first_line(span)[:MAX_ANSWER]
     head = text.split("\n", 1)[0].strip().rstrip("*").strip()
     if parse_number(head) is not None:

@@ -118,6 +118,29 @@ def _items(form: str, text: str) -> Shape:
     return Shape(form, tuple(expanded))
 
 
+def assigned(text: str) -> tuple[str | None, str]:
+    """(variable, value) of "x = 2"; (None, text) where the text is no assignment or has further relations."""
+    match = _NAMED.match(text)
+    if match is None or _RELATION.search(text, match.end()) is not None:
+        return None, text
+    return match.group(1).replace("{", "").replace("}", ""), text[match.end() :]
+
+
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|neq|in|approx|equiv|to)(?![A-Za-z])")
+
+
+def unassigned(gold: str, answer: str) -> tuple[str, str] | None:
+    """Two scalars without their common variable, or without that of the only side that has one; None for "x = 1", "y = 1"."""
+    left, right = assigned(gold), assigned(answer)
+    if left[0] is not None and right[0] is not None:
+        return (left[1], right[1]) if left[0] == right[0] else None
+    if left[0] is not None and _RELATION.search(answer) is None:
+        return left[1], answer
+    if right[0] is not None and _RELATION.search(gold) is None:
+        return gold, right[1]
+    return gold, answer
+
+
 def _share_name(items: list[str]) -> list[str]:
     """Drops the variable of "x = 1, x = 2" and "x = 1, 2" (one name), keeps those of "x = 1, y = 2"."""
     names = {match.group(1) for item in items if (match := _NAMED.match(item)) is not None}
@@ -190,10 +213,11 @@ def _same(gold: Shape, answer: Shape, equal: Equal, depth: int) -> bool | None:
     if depth > 8:
         return None
     if gold.form == answer.form == "scalar":
-        ratio = same_ratio(gold.items[0], answer.items[0])
-        if ratio is not None:
-            return ratio
-        return equal(gold.items[0], answer.items[0])
+        pair = unassigned(gold.items[0], answer.items[0])
+        if pair is None:
+            return False
+        ratio = same_ratio(*pair)
+        return equal(*pair) if ratio is None else ratio
     forms = {gold.form, answer.form}
     if "scalar" in forms:
         side, other = (gold, answer) if gold.form == "scalar" else (answer, gold)
@@ -201,7 +225,7 @@ def _same(gold: Shape, answer: Shape, equal: Equal, depth: int) -> bool | None:
         if other.form == "set" and len(other.items) == 1:
             pair = (side.items[0], other.items[0])
             return equal(*(pair if side is gold else pair[::-1]))
-        return None if re.search(r"\\cup|\\le|\\ge|[<>]|\\begin|\\in\b|\\mathbb|\\setminus|\\cap|\\infty", side.items[0]) else False
+        return None if re.search(r"\\cup|\\le|\\ge|[<>]|\\begin|\\in\b|\\mathbb|\\setminus|\\cap|\\infty|\\emptyset", side.items[0]) else False
     if forms <= {"list", "set"}:
         return _unordered(gold.items, answer.items, equal, depth)
     if gold.form != answer.form and "list" not in forms:

@@ -93,7 +93,7 @@ def read_unit(rest: str, attached: bool) -> str | None:
         return None
     wrapped = rest.startswith("\\")
     rest = _TEXT.sub(r" \1 ", rest.replace(r"^{\circ}", " degree "))
-    rest = _POWER.sub(r"^\1", _GAP_POWER.sub("^", rest)).replace("\\cdot", " ").replace("\\", " ").strip(" .,;:!()*_\"'")
+    rest = _POWER.sub(r"^\1", _GAP_POWER.sub("^", rest)).replace("\\cdot", " ").replace("\\", " ").strip(" .,;:()*_\"'")
     if not rest:
         return ""
     if _SHAPE.fullmatch(rest) is None or _STRAY_DIGIT.search(rest) or _CJK_BAD.search(rest):

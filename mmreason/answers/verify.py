@@ -18,7 +18,7 @@ from mmreason.answers.normalize import MAX_ANSWER, balanced, canonical, clean_ma
 from mmreason.answers.numbers import parse_number, same_number
 from mmreason.answers.pool import shared_pool
 from mmreason.answers.spans import looks_symbolic
-from mmreason.answers.structure import same_shape
+from mmreason.answers.structure import same_shape, unassigned
 from mmreason.answers.types import KINDS, Choices, Judgement, Kind, Verdict
 
 _LONG_DIGITS = re.compile(r"\d{1001}")
@@ -130,6 +130,8 @@ def _judge_math(answer: str, gold: str) -> Verdict | None:
         return Verdict.CORRECT
     gold_number, number = parse_number(gold), parse_number(answer)
     if gold_number is not None and number is not None:
+        if "=" in gold and "=" in answer and unassigned(clean_math(gold), clean_math(answer)) is None:
+            return Verdict.WRONG
         return Verdict.CORRECT if same_number(gold_number, number) else Verdict.WRONG
     if canonical(answer) == canonical(gold):
         return Verdict.CORRECT

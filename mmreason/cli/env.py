@@ -34,7 +34,11 @@ def describe_environment() -> str:
 def dependency_names() -> list[str]:
     """Distributions that mmreason's metadata asks for, without the development tools and the engines."""
     names: list[str] = []
-    for requirement in requires("mmreason") or []:
+    try:
+        requirements = requires("mmreason") or []
+    except PackageNotFoundError:  # run from a source tree that is only on PYTHONPATH
+        requirements = ["torch", "transformers", "trl", "accelerate", "datasets", "peft"]
+    for requirement in requirements:
         name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", requirement)
         if (extra is None or extra[1] == "deepspeed") and name not in (*names, "mmreason"):

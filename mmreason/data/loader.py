@@ -33,10 +33,12 @@ class BadRows:
     counts: Counter[str] = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
 
-    def add(self, where: str, error: RowError) -> None:
+    def add(self, where: str, row: Row | RowError | None, error: RowError) -> None:
+        """Count a bad row; `where` it stands, and the row itself where it could be read (for its own id)."""
         self.counts[error.reason] += 1
+        row_id = row.get("id", row.get("ID")) if isinstance(row, Mapping) else None
         if len(self.shown) < _SHOWN_BAD_ROWS:
-            self.shown.append(f"{where}: {error}")
+            self.shown.append(f"{where}: {error}" if row_id is None else f"{where} (id {row_id}): {error}")
 
     @property
     def total(self) -> int:
@@ -107,7 +109,6 @@ def load_examples(
         require_answer: False lets rows without an answer pass (their answer is None).
 
     Ids are the row's own, or source/split/index with the index in the whole split: slices and drops don't move them.
-
     Raises: DataError (missing, empty or unreadable data, bad rows, unknown split), ConfigError (wrong arguments).
     """
     build = _prompt_builder(system_prompt, prompt_template, chat)
@@ -118,16 +119,15 @@ def load_examples(
     rows, first_rows = _open(origin, wanted, label)
     fmt = _choose_format(format, column_map, first_rows, label)
     reader = _RowReader(origin, fmt, build, require_answer, allow_images="images" in columns)
-    bad, examples, count = BadRows(), [], 0
+    bad, examples = BadRows(), []
     for index, (where, row) in rows:
-        count += 1
         try:
             examples.append(reader.read(row, index))
         except RowError as error:
-            row_id = row.get("id", row.get("ID")) if isinstance(row, Mapping) else None
-            bad.add(where if row_id is None else f"{where} (id {row_id})", error)
+            bad.add(where, row, error)
         if max_rows is not None and seed is None and len(examples) == max_rows:
             break
+    count = len(examples) + bad.total
     _report(bad, len(examples), count, label, on_bad_row)
     if seed is not None:
         random.Random(seed).shuffle(examples)

@@ -125,7 +125,9 @@ def check_prompts(
             raise DataError(f"row {row_id}: {error}", row=row_id, reason=error.reason) from error
         if max_prompt_length is not None and n_tokens > max_prompt_length:
             bad.add(
-                f"row {row_id}", RowError("prompt_too_long", f"{n_tokens} tokens, the limit is {max_prompt_length}")
+                f"row {row_id}",
+                None,
+                RowError("prompt_too_long", f"{n_tokens} tokens, the limit is {max_prompt_length}"),
             )
         else:
             keep.append(index)

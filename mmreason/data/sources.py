@@ -95,7 +95,8 @@ def resolve(source: str, split: Split) -> Source:
     if path.is_dir():
         return Source(path.resolve().name, split.name, tuple(find_split(path, split.name)))
     match = _HUB_ID.fullmatch(source)
-    if match is None or source.startswith(("./", "../", "~")) or suffix_of(path) is not None:
+    # A name under a folder that exists here is a mistyped path, not worth a minute of asking the hub.
+    if match is None or source[0] in ".~" or suffix_of(path) is not None or ("/" in source and path.parent.is_dir()):
         raise DataError(f"{source}: no such file or folder{nearest_path(path)}", path=source, reason="missing_path")
     return Source(match["path"], split.name, hub=(match["path"], match["config"]))
 
@@ -189,7 +190,8 @@ def _hub_rows(path: str, config: str | None, split: str) -> Iterator[Located]:
         raise DataError(f"{label}: {text} (a config is given as {path}:NAME)", path=label) from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = nearest_path(Path(path)) if "/" in path else ""
+        close = difflib.get_close_matches(path, [entry.name for entry in Path().iterdir()], n=1, cutoff=0.6)
+        hint = f". Did you mean the local {close[0]}?" if close else ""
         raise DataError(
             f"{label}: neither a local file or folder nor loadable from the hub: {text}{hint}",
             path=label,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -139,20 +138,11 @@ def partial_credit_reward(
 
 
 def _closeness(answer: str | None, gold: str) -> float:
-    """1 at the gold, falling linearly to 0 at a distance of max(|gold|, 1); 0 where either is no plain number."""
-    a, g = _plain_number(answer), _plain_number(gold)
+    """1 at the gold, falling linearly to 0 at a distance of max(|gold|, 1); 0 where either is no number."""
+    from mmreason.answers.numbers import parse_number
+
+    a, g = parse_number(answer or ""), parse_number(gold)
     if a is None or g is None:
         return 0.0
-    distance = abs(a - g) / max(abs(g), Fraction(1))
+    distance = abs(a.value - g.value) / max(abs(g.value), Fraction(1))
     return float(1 - distance) if distance < 1 else 0.0
-
-
-def _plain_number(text: str | None) -> Fraction | None:
-    cleaned = (text or "").strip().strip("$%").replace(",", "").strip()
-    if len(cleaned) > 64:  # no number that a person writes; keeps 1e999999999 from becoming a billion digits
-        return None
-    try:
-        value = float(Fraction(cleaned)) if "e" not in cleaned.lower() else float(cleaned)
-        return Fraction(value) if math.isfinite(value) else None
-    except (ValueError, ZeroDivisionError, OverflowError):
-        return None

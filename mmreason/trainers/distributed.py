@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
 from torch import Tensor, nn
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
@@ -25,23 +25,33 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
     if bf16 is None:
         bf16 = not args.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         args.bf16 = bf16
+    # Accelerate guesses the backend from the accelerator; without one, torchrun-style launches have to be told: `cpu` for
+    # plain data parallelism, `gloo` for DeepSpeed (where `cpu=True` would switch DeepSpeed off).
+    on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        cpu=args.use_cpu,
+        cpu=on_cpu and not under_deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and under_deepspeed else None,
         log_with=[t for t in args.report_to if t != "none"] or None,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
     )
     args.resolve(data_parallel_size(accelerator))
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        # No dataloader is prepared that DeepSpeed could read these from.
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.per_device_train_batch_size
-        plugin.deepspeed_config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
-        plugin.deepspeed_config["gradient_clipping"] = args.max_grad_norm
-        # The optimizer is torch's; with offload it runs on CPU tensors, which DeepSpeed only allows when told so.
-        plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
-        plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+        settings = {
+            # No dataloader is prepared that DeepSpeed could read these from.
+            "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "gradient_clipping": args.max_grad_norm,
+            # The optimizer is torch's; with offload it runs on CPU tensors, which DeepSpeed only allows when told so.
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        # Accelerate keeps two copies of the configuration and reads some keys from one, some from the other.
+        plugin.deepspeed_config.update(settings)
+        plugin.hf_ds_config.config.update(settings)
     set_seed(args.seed)
     return accelerator
 

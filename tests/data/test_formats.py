@@ -13,7 +13,13 @@ from mmreason.data.formats.generic import parse_with
 
 GSM8K = {"question": "How many?", "answer": "48/2 = <<48/2=24>>24 clips.\nSo 1,000+24.\n#### 1,024"}
 MATH = {"problem": "What is $x$?", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "Level 2", "type": "Algebra"}
-SVAMP = {"ID": "chal-1", "Body": "Each pack costs 76 dollars", "Question": "What to pay?", "Answer": 51.0, "Type": "Sub"}
+SVAMP = {
+    "ID": "chal-1",
+    "Body": "Each pack costs 76 dollars",
+    "Question": "What to pay?",
+    "Answer": 51.0,
+    "Type": "Sub",
+}
 AQUA = {"question": "Speed?", "options": ["A)21", "B)21.5"], "rationale": "It is.\nAnswer: B", "correct": "B"}
 ASDIV = {"id": "nluds-1", "body": "7 red.", "question": "How many?", "answer": "9 (apples)", "formula": "7+2=9"}
 PLAIN = {"prompt": "2+2?", "answer": 4}
@@ -234,7 +240,9 @@ def test_canonical_bad_rows(change: dict[str, Any], reason: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-@pytest.mark.parametrize("row", [{}, {"question": 3, "answer": 4}, {"prompt": {}, "problem": [], "Body": 1, "body": b"x"}])
+@pytest.mark.parametrize(
+    "row", [{}, {"question": 3, "answer": 4}, {"prompt": {}, "problem": [], "Body": 1, "body": b"x"}]
+)
 def test_every_format_refuses_nonsense_with_a_reason(name: str, row: dict[str, Any]) -> None:
     with pytest.raises(RowError):
         FORMATS[name].parse(row, 0)
@@ -242,8 +250,21 @@ def test_every_format_refuses_nonsense_with_a_reason(name: str, row: dict[str, A
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(51.0, "51"), ("51.0", "51"), ("-3.00", "-3"), (0.5, "0.5"), ("0.50", "0.50"), (7, "7"), (1e20, "100000000000000000000")]
-    + [(float("nan"), None), (None, None), (False, None), ([1], None), (" ", None), ("3.0 cm", "3.0 cm")],
+    [
+        (51.0, "51"),
+        ("51.0", "51"),
+        ("-3.00", "-3"),
+        (0.5, "0.5"),
+        ("0.50", "0.50"),
+        (7, "7"),
+        (1e20, "100000000000000000000"),
+        (float("nan"), None),
+        (None, None),
+        (False, None),
+        ([1], None),
+        (" ", None),
+        ("3.0 cm", "3.0 cm"),
+    ],
 )
 def test_number_text(value: Any, text: str | None) -> None:
     assert number_text(value) == text

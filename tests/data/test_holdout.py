@@ -16,7 +16,11 @@ def example(question: str, row_id: str) -> Example:
 
 
 @settings(max_examples=40, deadline=None)
-@given(questions=st.lists(st.sampled_from("abcdefghij"), min_size=2, max_size=30), n=st.integers(0, 29), seed=st.integers(0, 9))
+@given(
+    questions=st.lists(st.sampled_from("abcdefghij"), min_size=2, max_size=30),
+    n=st.integers(0, 29),
+    seed=st.integers(0, 9),
+)
 def test_disjoint_complete_and_repeatable(questions: list[str], n: int, seed: int) -> None:
     dataset = to_dataset([example(q, str(i)) for i, q in enumerate(questions)], ("prompt", "id"))
     try:
@@ -44,7 +48,9 @@ def test_row_order_and_growth_keep_the_choice() -> None:
 def test_equal_questions_in_other_dress() -> None:
     keys = {
         question_key([{"role": "user", "content": "What  is ２+2?"}]),
-        question_key([{"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "what is 2+2"}]}]),
+        question_key(
+            [{"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "what is 2+2"}]}]
+        ),
         question_key("WHAT IS 2+2 ?"),
     }
     assert keys == {"what is 2+2"}

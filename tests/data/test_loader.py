@@ -124,7 +124,10 @@ def test_bad_rows_error_names_five_and_the_total(write: Any) -> None:
     with pytest.raises(DataError) as caught:
         load_examples(path)
     text = str(caught.value)
-    assert "6 of 7 rows can't be used (2 bad_gold, 1 bad_unicode, 1 missing_answer, 1 missing_prompt, 1 unreadable_line)" in text
+    assert (
+        "6 of 7 rows can't be used (2 bad_gold, 1 bad_unicode, 1 missing_answer, 1 missing_prompt, 1 unreadable_line)"
+        in text
+    )
     assert f"{path}:2: missing_answer" in text and f"{path}:5 (id seven): bad_gold" in text and "and 1 more" in text
     assert caught.value.row == f"{path}:2" and caught.value.reason == "missing_answer" and "on_bad_row: drop" in text
 
@@ -142,7 +145,10 @@ def test_bad_rows_dropped_and_counted(write: Any) -> None:
 
 
 def test_gold_is_checked_against_the_choices(write: Any) -> None:
-    rows = [{"question": "q", "choices": ["x", "y"], "answer": "B"}, {"question": "q", "choices": ["x", "y"], "answer": "D"}]
+    rows = [
+        {"question": "q", "choices": ["x", "y"], "answer": "B"},
+        {"question": "q", "choices": ["x", "y"], "answer": "D"},
+    ]
     assert load_examples(write(rows), on_bad_row="drop").dropped == {"bad_gold": 1}
 
 

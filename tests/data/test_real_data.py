@@ -67,7 +67,9 @@ def test_math500_golds_from_the_solutions(shared_data: Path, tmp_path: Path) -> 
     def squeeze(text: str) -> str:
         return "".join(text.split()).replace("\\!", "").replace(",\\", "")
 
-    differ = [(row["answer"], gold) for row, gold in zip(rows, golds, strict=True) if squeeze(row["answer"]) != squeeze(gold)]
+    differ = [
+        (row["answer"], gold) for row, gold in zip(rows, golds, strict=True) if squeeze(row["answer"]) != squeeze(gold)
+    ]
     assert len(differ) <= 5, differ
 
 

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from mmreason.data import check_prompt_length, check_prompts, render_prompt, to_dataset
 from mmreason.types import ConfigError, DataError
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% if think is defined %}<think>{% endif %}{% endif %}"
-)
-SPECIAL = ["<bos>", "<eos>", "<|user|>", "<|assistant|>", "<|system|>", "<think>"]
-
-
-def make_tokenizer(*, post: str | None = "<bos> $A", template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A real fast tokenizer over single characters, with or without BOS/EOS added by its post-processor."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, "[UNK]", *(chr(c) for c in range(32, 127))])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    core.add_special_tokens(SPECIAL)
-    if post:
-        ids = [(token, vocabulary[token]) for token in ("<bos>", "<eos>")]
-        core.post_processor = processors.TemplateProcessing(single=post, special_tokens=ids)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", unk_token="[UNK]")
-    tokenizer.chat_template = template
-    return tokenizer
-
+MakeTokenizer = Callable[..., Any]
 
 USER: Any = [{"role": "user", "content": "2+2?"}]
 
@@ -41,7 +21,7 @@ def tokens(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("post", [None, "<bos> $A", "<bos> $A <eos>"])
-def test_chat_prompt_equals_transformers_own(post: str | None) -> None:
+def test_chat_prompt_equals_transformers_own(post: str | None, make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(post=post)
     ids = render_prompt(USER, tokenizer)
     own = tokenizer.apply_chat_template(USER, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -49,12 +29,12 @@ def test_chat_prompt_equals_transformers_own(post: str | None) -> None:
     assert tokens(tokenizer, ids) == ["<bos>", "<|user|>", "2", "+", "2", "?", "<eos>", "<|assistant|>"]
 
 
-def test_template_kwargs_reach_the_template() -> None:
+def test_template_kwargs_reach_the_template(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     assert tokens(tokenizer, render_prompt(USER, tokenizer, {"think": True}))[-1] == "<think>"
 
 
-def test_prefilled_answer_stays_open() -> None:
+def test_prefilled_answer_stays_open(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     ids = render_prompt([*USER, {"role": "assistant", "content": "It"}], tokenizer)
     assert tokens(tokenizer, ids)[-3:] == ["<|assistant|>", "I", "t"]
@@ -71,34 +51,38 @@ def test_prefilled_answer_stays_open() -> None:
         ("<bos> $A", "<bos><bos>a", ["<bos>", "<bos>", "a"]),
     ],
 )
-def test_plain_text_has_its_special_tokens_once(post: str | None, text: str, expected: list[str]) -> None:
+def test_plain_text_has_its_special_tokens_once(
+    post: str | None, text: str, expected: list[str], make_tokenizer: MakeTokenizer
+) -> None:
     tokenizer = make_tokenizer(post=post)
     assert tokens(tokenizer, render_prompt(text, tokenizer)) == expected
 
 
-def test_no_chat_template_says_what_to_do() -> None:
+def test_no_chat_template_says_what_to_do(make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(ConfigError, match="chat: false.*chat_template_path"):
         render_prompt(USER, make_tokenizer(template=None))
     assert render_prompt("ab", make_tokenizer(template=None))
 
 
-def test_template_that_refuses() -> None:
+def test_template_that_refuses(make_tokenizer: MakeTokenizer) -> None:
     refusing = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(DataError, match=r"refuses this prompt \(roles user\): System role not supported"):
         render_prompt(USER, make_tokenizer(template=refusing))
 
 
 @pytest.mark.parametrize("prompt", ["", []])
-def test_empty_prompts(prompt: Any) -> None:
+def test_empty_prompts(prompt: Any, make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(DataError, match="no tokens|no messages"):
         render_prompt(prompt, make_tokenizer(post=None))
 
 
-def test_processor_gets_content_parts() -> None:
+def test_processor_gets_content_parts(make_tokenizer: MakeTokenizer) -> None:
     parts_only = "{% for m in messages %}{% for p in m.content %}[{{ p.type }}]{{ p.text }}{% endfor %}{% endfor %}"
     inner = make_tokenizer(template=parts_only)
     # A processor has a chat template of its own and holds the tokenizer.
-    processor = SimpleNamespace(tokenizer=inner, chat_template=parts_only, apply_chat_template=inner.apply_chat_template)
+    processor = SimpleNamespace(
+        tokenizer=inner, chat_template=parts_only, apply_chat_template=inner.apply_chat_template
+    )
     assert tokens(inner, render_prompt(USER, processor)) == list("[text]2+2?")
 
 
@@ -110,11 +94,12 @@ def test_length_check_names_the_row() -> None:
     assert caught.value.row == "gsm8k/train/7" and caught.value.reason == "prompt_too_long"
 
 
-def test_check_prompts() -> None:
+def test_check_prompts(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     texts = ["a" * n for n in (1, 20, 2, 30, 40, 50, 60, 70)]
     dataset = to_dataset(
-        [{"prompt": [{"role": "user", "content": text}], "id": f"r{i}"} for i, text in enumerate(texts)], ("prompt", "id")
+        [{"prompt": [{"role": "user", "content": text}], "id": f"r{i}"} for i, text in enumerate(texts)],
+        ("prompt", "id"),
     )
     assert check_prompts(dataset, tokenizer, None) == (dataset, {})
     with pytest.raises(DataError, match=r"6 of 8 prompts are over max_prompt_length") as caught:

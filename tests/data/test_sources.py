@@ -29,7 +29,8 @@ def test_slices_are_pythons(rows: int, start: int | None, stop: int | None) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "bounds"), [("train", (0, 200)), ("train[:10%]", (0, 20)), ("train[50%:]", (100, 200)), ("t[-10%:]", (180, 200))]
+    ("text", "bounds"),
+    [("train", (0, 200)), ("train[:10%]", (0, 20)), ("train[50%:]", (100, 200)), ("t[-10%:]", (180, 200))],
 )
 def test_percent_slices(text: str, bounds: tuple[int, int]) -> None:
     assert parse_split(text).bounds(200) == bounds
@@ -76,7 +77,7 @@ def test_find_split_errors(tmp_path: Path, files: list[str], split: str, message
         find_split(tmp_path, split)
 
 
-def test_missing_paths_name_the_nearest(tmp_path: Path) -> None:
+def test_missing_paths_name_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "gsm8k/train.jsonl")
     split = parse_split("train")
     with pytest.raises(DataError, match=r"no such file or folder\. Did you mean .*gsm8k\?"):
@@ -87,6 +88,9 @@ def test_missing_paths_name_the_nearest(tmp_path: Path) -> None:
         resolve(str(tmp_path / "zzz" / "x.jsonl"), split)
     with pytest.raises(DataError, match="no such file"):
         resolve("nowhere.jsonl", split)
+    monkeypatch.chdir(tmp_path)  # "gsm8k/x" could be a hub id, but the folder is here
+    with pytest.raises(DataError, match=r"gsm8k/trian: no such file or folder\. Did you mean gsm8k/train\.jsonl"):
+        resolve("gsm8k/trian", split)
     with pytest.raises(ConfigError, match="empty"):
         resolve(" ", split)
 
@@ -103,7 +107,8 @@ import sys, datasets
 from datasets import Dataset
 cache = sys.argv[1]
 builder_dir = cache + "/someone___tiny/default/0.0.0/" + "a" * 40
-Dataset.from_list([{"question": f"What is {i}+1?", "answer": f"so\\n#### {i + 1}"} for i in range(4)]).save_to_disk(cache + "/tmp")
+rows = [{"question": f"What is {i}+1?", "answer": f"so\\n#### {i + 1}"} for i in range(4)]
+Dataset.from_list(rows).save_to_disk(cache + "/tmp")
 import json, os, glob, shutil
 os.makedirs(builder_dir)
 shutil.copy(glob.glob(cache + "/tmp/*.arrow")[0], builder_dir + "/tiny-train.arrow")

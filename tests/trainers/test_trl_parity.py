@@ -1,0 +1,40 @@
+"""The same samples give TRL's loss and gradient: every loss type that both have, references, adapters, two processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmreason.losses.policy import LOSS_TYPES
+from tests.trainers.trl_parity import CASES, compare
+
+BOUND = 1e-6
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_equal_trl(name: str, loss_type: str, tmp_path: Path) -> None:
+    found = compare(name, loss_type, 2, tmp_path)
+    assert found["scale"] > 1e-3, "the gradient vanishes: this would prove nothing"
+    assert found["loss"] <= BOUND and found["gradient"] <= BOUND, found
+    assert found.get("reference", 0.0) <= BOUND, found
+
+
+@pytest.mark.slow
+def test_two_processes_equal_trl(tmp_path: Path, repo_root: Path) -> None:
+    names = ["on_policy", "reference_off_policy", "lora_reference_off_policy"]
+    cases = [f"{name}/{loss_type}/2" for name in names for loss_type in LOSS_TYPES]
+    config = repo_root / "recipes" / "accelerate" / "cpu_ddp2.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = [*launch, "--module", "tests.trainers.trl_parity", str(tmp_path), *cases]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"result-{rank}.json").read_text())
+        assert len(found) == len(cases)
+        for case, values in found.items():
+            assert values["loss"] <= BOUND and values["gradient"] <= BOUND, (rank, case, values)
