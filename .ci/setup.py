@@ -60,6 +60,9 @@ FIXED = {
 # torchvision does without its compiled operators where the cure is in place; these two can do nothing without theirs.
 REMOVE_IF_BROKEN = ("torchaudio", "torchcodec")
 NEEDS_GIB = {"cpu": 6, "gpu": 20}
+# Descriptor of the lock, which children inherit: if this script is killed, the pip that it leaves behind still holds it,
+# and the next set-up doesn't clear the folder under its hands.
+HELD: list[int] = []
 
 VERIFY = """
 import importlib, json, sys, time
@@ -197,6 +200,7 @@ def run(command: list[str], log: Path, *, show: bool = False, **variables: str) 
             env=child_environment() | variables,
             cwd="/",  # a module that lies in the checkout must not be taken for an installed one
             start_new_session=True,
+            pass_fds=HELD,
         )
         lines: list[str] = []
         done = threading.Event()
@@ -247,7 +251,7 @@ def pip(python: Path, arguments: list[str], log: Path, what: str, *, show: bool 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Only one set-up at a time per environment; the lock goes with its process, so none is ever left behind."""
+    """Only one set-up at a time per environment; the lock goes with its processes, so none is ever left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -255,7 +259,11 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             say("another set-up is building this environment; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        HELD.append(file.fileno())
+        try:
+            yield
+        finally:
+            HELD.remove(file.fileno())
 
 
 # --------------------------------------------------------------------------------------------------------------------

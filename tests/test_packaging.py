@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -220,6 +221,28 @@ def test_the_key_follows_what_the_environment_is_made_of(setup_script: ModuleTyp
     pins = (tmp_path / "constraints.txt").read_text(encoding="utf-8")
     (tmp_path / "constraints.txt").write_text(re.sub(r"(?m)^tqdm==.*$", "tqdm==4.0", pins))
     assert key() != first
+
+
+def test_a_killed_set_up_keeps_the_lock_until_its_child_ends(setup_script: ModuleType, tmp_path: Path) -> None:
+    """The pip that a killed set-up leaves behind still writes: the next set-up must wait for it."""
+    parent = (
+        "import os, sys, importlib.util, pathlib; "
+        f"s = importlib.util.spec_from_file_location('setup', {str(ROOT / '.ci' / 'setup.py')!r}); "
+        "m = importlib.util.module_from_spec(s); s.loader.exec_module(m); "
+        "p = pathlib.Path(sys.argv[1])\n"
+        "with m.locked(p / 'lock2'):\n"
+        "    m.run([sys.executable, '-c', f\"import pathlib, time; pathlib.Path({str(p / 'started')!r}).touch(); "
+        "time.sleep(2); pathlib.Path({str(p / 'ended')!r}).touch()\"], p / 'log')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path)])
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "ended").exists()
+    with setup_script.locked(tmp_path / "lock2"):
+        assert (tmp_path / "ended").exists()
 
 
 def test_a_link_that_is_not_ours_is_left_alone(setup_script: ModuleType, tmp_path: Path) -> None:

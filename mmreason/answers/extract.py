@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 
 from mmreason.answers.choices import read_choice, read_letter, read_yesno
-from mmreason.answers.normalize import MAX_ANSWER, closing_brace, fold
+from mmreason.answers.normalize import MAX_ANSWER, brace_pairs, fold
 from mmreason.answers.numbers import parse_number
 from mmreason.answers.spans import read_math, read_number, read_text
 from mmreason.answers.types import Choices, Extraction, Kind
@@ -28,6 +28,14 @@ TAIL = 16_384
 """Characters at the end of a completion that are searched."""
 
 _BLANK = Extraction(None, None, None)
+
+
+# Long runs of one blank would make "blanks, then a word" patterns quadratic; no answer needs them.
+_RUN = re.compile(r" {9,}|\n{5,}|\*{5,}|_{9,}")
+
+
+def _shorten(match: re.Match[str]) -> str:
+    return match.group()[:4]
 
 
 def final_part(text: str) -> tuple[str, bool]:
@@ -47,7 +55,7 @@ def final_part(text: str) -> tuple[str, bool]:
         strict = False
     if len(text) > TAIL:
         text = text[-TAIL:]
-    return fold(text), strict
+    return _RUN.sub(_shorten, fold(text)), strict
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -57,6 +65,7 @@ _JOIN = re.compile(r"[\s$,;.、，&]*(?:\\?(?:and|or|text\{\s*(?:and|or)\s*\}|qu
 def _boxes(body: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of the boxes of `body`, outermost only, at most the last 64."""
     starts = [match for match in _BOX.finditer(body)][-64:]
+    closing = brace_pairs(body, starts[0].start()) if starts else {}
     found: list[tuple[int, int, str]] = []
     covered = -1
     for match in starts:
@@ -64,7 +73,7 @@ def _boxes(body: str) -> list[tuple[int, int, str]]:
             continue
         at = match.end()
         if body[at : at + 1] == "{":
-            close = closing_brace(body, at)
+            close = closing.get(at, -1)
             if close < 0:
                 continue
             found.append((match.start(), close + 1, body[at + 1 : close]))
@@ -140,7 +149,7 @@ def _hashed(body: str) -> tuple[int, int, str] | None:
 
 _KEYWORDS = ("answer", "ans", "result is", "option", "choice", "答案", "选", "solution is", "答:")
 _IS = r"(?:is|are|was|equals|should\s+be|would\s+be|will\s+be|must\s+be|has\s+to\s+be|comes\s+to)"
-_STRONG = r"[\s*_\"'`)]*"
+_STRONG = r"[\s*_\"'`)]{0,12}"
 _MIDDLE = r"[^.\n:=?]{0,80}?"
 _AFTER = {
     "answer": re.compile(

@@ -194,6 +194,19 @@ def closing_brace(text: str, opening: int) -> int:
     return -1
 
 
+def brace_pairs(text: str, start: int = 0) -> dict[int, int]:
+    """The closing index of every unescaped `{` from `start` on that is closed, in one pass."""
+    pairs: dict[int, int] = {}
+    stack: list[int] = []
+    for match in _BRACE.finditer(text, start):
+        token = match.group()
+        if token == "{":
+            stack.append(match.start())
+        elif token == "}" and stack:
+            pairs[stack.pop()] = match.start()
+    return pairs
+
+
 _WRAPPERS = (r"\text{", r"\mathrm{", r"\boxed{", r"\fbox{", r"\mathbf{", r"\boldsymbol{", r"\bm{", r"\textbf{", r"\emph{", r"\underline{", r"\ensuremath{")
 
 

@@ -91,8 +91,10 @@ def shape(text: str) -> Shape:
         text = rest
     if _wrapped(text, "\\{", "\\}"):
         return _items("set", text[2:-2])
-    if _wrapped(text, "{", "}"):
-        return shape(text[1:-1])
+    for _ in range(4):
+        if not _wrapped(text, "{", "}"):
+            break
+        text = text[1:-1].strip()
     for opening in "([":
         for closing in ")]":
             if _wrapped(text, opening, closing):

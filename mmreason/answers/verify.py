@@ -100,7 +100,7 @@ def check_gold(gold: object, kind: Kind | None = None, choices: Choices = None, 
         return f"unknown kind {kind!r}; known are {', '.join(KINDS)}"
     if not isinstance(gold, str):
         return _gold_fault(gold, "text", choices)
-    kind = kind or infer_kind(gold, choices)
+    kind = kind or infer_kind(gold[:MAX_ANSWER], choices)
     fault = _gold_fault(gold, kind, choices)
     if fault is not None or kind not in ("math", "number") or parse_number(gold) is not None:
         return fault
@@ -207,7 +207,7 @@ def _first_pass(completion: str, gold: str, kind: Kind | None, choices: Choices)
     """Extraction and the easy path for one completion."""
     key = tuple(choices) if choices is not None else None
     if kind is None:
-        kind = infer_kind(gold, choices) if isinstance(gold, str) else "text"
+        kind = infer_kind(gold, choices) if isinstance(gold, str) and len(gold) <= MAX_ANSWER else "text"
     elif kind not in KINDS:
         raise ValueError(f"unknown answer kind {kind!r}; known are {', '.join(KINDS)}")
     fault = _gold_fault_cached(gold, kind, key) if isinstance(gold, str) and len(gold) <= MAX_ANSWER else "bad"
@@ -292,10 +292,12 @@ def equivalent(
     answer: str, gold: str, kind: Kind | None = None, choices: Choices = None, *, timeout_s: float = 5.0
 ) -> Verdict:
     """Compares an answer that is already extracted with the gold; see `verify` for the arguments."""
+    if not isinstance(gold, str) or len(gold) > MAX_ANSWER:
+        return Verdict.BAD_GOLD
     kind = kind or infer_kind(gold, choices)
     if _gold_fault(gold, kind, choices) is not None:
         return Verdict.BAD_GOLD
-    text = fold(answer).strip()
+    text = fold(answer[: MAX_ANSWER + 1]).strip()
     if not text:
         return Verdict.UNPARSEABLE
     verdict = _judge(text, gold, kind, choices)

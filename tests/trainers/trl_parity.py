@@ -78,9 +78,8 @@ def trl_step(case: dict[str, Any], loss_type: str, rows: list[dict[str, Any]], a
         gradient_checkpointing=False, report_to=[],
     )  # fmt: skip
     model = make_model(case.get("peft", False), seed=1)
-    reference = out / "reference"
+    reference = out.parent / "reference"
     if case.get("beta") and not case.get("peft"):
-        make_model(False, seed=2).save_pretrained(reference)
         model.config._name_or_path = str(reference)  # where TRL loads its reference model from
     trainer = GRPOTrainer(
         model,
@@ -191,9 +190,11 @@ def compare(name: str, loss_type: str, accumulation: int, out: Path) -> dict[str
 
     from mmreason.models.tiny import tiny_tokenizer
 
-    PartialState(cpu=True)
-    state = PartialState()
+    state = PartialState(cpu=True)
     case = CASES[name]
+    if state.is_main_process:
+        make_model(False, seed=2).save_pretrained(out / "reference")
+    state.wait_for_everyone()
     rows = make_rows(seed=3 + state.process_index, vocab=len(tiny_tokenizer()))
     theirs, their_grads, old, reference = trl_step(case, loss_type, rows, accumulation, out / f"trl{state.process_index}")
     ours, our_grads, samples = our_step(case, loss_type, rows, accumulation, out / "ours", old)
