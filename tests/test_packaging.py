@@ -167,6 +167,7 @@ def test_py_typed_and_version() -> None:
 def setup_script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in ("PROFILE", "VLLM", "TORCH_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.syspath_prepend(str(ROOT / ".ci"))
     return load_script("setup")
 
 
@@ -226,9 +227,7 @@ def test_the_key_follows_what_the_environment_is_made_of(setup_script: ModuleTyp
 def test_a_killed_set_up_keeps_the_lock_until_its_child_ends(setup_script: ModuleType, tmp_path: Path) -> None:
     """The pip that a killed set-up leaves behind still writes: the next set-up must wait for it."""
     parent = (
-        "import os, sys, importlib.util, pathlib; "
-        f"s = importlib.util.spec_from_file_location('setup', {str(ROOT / '.ci' / 'setup.py')!r}); "
-        "m = importlib.util.module_from_spec(s); s.loader.exec_module(m); "
+        f"import sys, pathlib; sys.path.insert(0, {str(ROOT / '.ci')!r}); import running as m; "
         "p = pathlib.Path(sys.argv[1])\n"
         "with m.locked(p / 'lock2'):\n"
         "    m.run([sys.executable, '-c', f\"import pathlib, time; pathlib.Path({str(p / 'started')!r}).touch(); "

@@ -57,7 +57,7 @@ class Number:
 _PLAIN = re.compile(r"([-+]?)(\d{1,18})(?:\.(\d{1,18}))?")
 _BODY = re.compile(
     rf"""
-    (?P<sign>[-+]?)\s*(?P<money>{_CURRENCY}|)\s*(?P<sign2>[-+]?)\s*
+    (?P<sign>[-+]?)\s*(?:(?P<money>{_CURRENCY})\s*(?P<sign2>[-+]?)\s*)?
     (?:
       (?P<mw>\d+)\s*\\frac\s*\{{\s*(?P<mn>\d+)\s*\}}\s*\{{\s*(?P<md>\d+)\s*\}}
     | (?P<sw>\d+)(?:\s+and\s+|\s+)(?P<sn>\d+)\s*/\s*(?P<sd>\d+)(?![\d.])
@@ -87,11 +87,12 @@ _SCALES = {
 }
 _BASE = re.compile(r"_\s*(?:\{\s*(?:\\text\s*\{)?\s*(\w{1,9})\s*\}?\s*\}|(\d{1,2})(?!\d))\s*")
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_DOLLARS = re.compile(r"(?:US|HK|AU|CA|NT|C|A)\s?\\?\$(?=\s?-?\d)")
 _ABOUT = re.compile(r"^\s*(?:\\approx(?![A-Za-z])|~|approximately|approx\.?|about|roughly|exactly|only)\s*", re.IGNORECASE)
 _GROUPS = re.compile(r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}")
 _ASSIGNED = re.compile(
     r"(?:\\text\s*\{[^{}]*\}|\\(?:angle|theta|alpha|beta|lambda|phi|triangle)\b|[A-Za-z][A-Za-z' ]{0,30}|[a-zA-Z]_?\{?\w?\}?(?:\([a-z\d]{1,3}\))?)"
-    r"[A-Z]{0,3}\s*(?:=|\\approx|\\equiv|:)\s*(?=[^=])"
+    r"\s*[A-Z]{0,4}\s*(?:=|\\approx|\\equiv|:)\s*(?=[^=])"
 )
 
 
@@ -188,7 +189,7 @@ def _read(text: str) -> Number | None:
         return None
     if (match["sign"] == "-") != (match["sign2"] == "-"):
         number = replace(number, value=-number.value)
-    money = match["money"].strip()
+    money = match["money"]
     if money:
         unit = {"$": "$", "US$": "$", "USD": "$", "€": "€", "EUR": "€", "£": "£", "¥": "¥", "RMB": "¥"}.get(money, "")
         number = replace(number, unit=unit)
@@ -237,7 +238,7 @@ def parse_number(text: str) -> Number | None:
 
 @lru_cache(maxsize=8192)
 def _parse_cached(text: str) -> Number | None:
-    text = clean_math(text)
+    text = clean_math(_DOLLARS.sub("", text))
     for _ in range(3):
         text = _ABOUT.sub("", text)
         match = _ASSIGNED.match(text)

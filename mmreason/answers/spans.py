@@ -11,7 +11,7 @@ from mmreason.answers.numerals import CHINESE_CHARS
 _STOP = re.compile(
     r"(?<!Rs)(?<!approx)(?<!Mr)(?<!Mrs)(?<!No)(?<!vs)(?<!sq)(?<!cu)(?<!ft)(?<!\be)\.(?=[\s*\"'$)]|$)|。|！|!(?=\s+[A-Z]|\s*$)|\?(?=\s|$)|\n"
 )
-_CLAUSE = re.compile(r",?\s+(?:because|since|which|where|so\b|while|given\s+that|after\s+|as\s+(?:the|we|it|he|she|they|there)\b)|;|,因为|,所以")
+_CLAUSE = re.compile(r",?\s+(?:because|since|which|where|so\b|while|given\s+that|after\s+|as\s+(?:the|we|it|he|she|they|there)\b)|;(?!\s*[-+$\\(]*\d)|,因为|,所以")
 _SPACED_OPEN = re.compile(r"^[\s:*_=\"'`>]+")
 _ENVIRONMENTS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 
@@ -87,7 +87,7 @@ def read_number(span: str, *, last: bool = False) -> str | None:
         # "10 - 5" ends with 5, not with -5; "fell to -5" ends with -5.
         return token.lstrip("+- ") if span[: found.start()].rstrip()[-1:] in _OPERANDS else token
     text = _first_line(span)[:MAX_ANSWER]
-    head = text.split("\n", 1)[0].strip().rstrip("*").strip()
+    head = text.split("\n", 1)[0].strip(" *").rstrip(".。 ")
     if parse_number(head) is not None:
         return head
     head = sentence(text).strip().strip("<>").strip()

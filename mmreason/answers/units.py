@@ -103,7 +103,7 @@ def read_unit(rest: str, attached: bool) -> str | None:
         return None
     first = words[0].split("^")[0]
     if first.isascii() and not wrapped:
-        known = _singular(first) in _KNOWN or first.lower() in ("sq", "cu")
+        known = _singular(first) in _KNOWN or first.lower() in ("sq", "cu", "square", "cubic")
         if len(first) == 1 and first not in _SINGLE and not (words[0] == "a" and len(words) > 1):
             return None
         if not known and len(first) > 1 and (attached or len(first) < 3):
