@@ -3,9 +3,9 @@
     python benchmarks/answers.py --data ../shared/data        # real GSM8K solutions and MATH golds
     python benchmarks/answers.py                               # strings made by code
 
-Easy path: extract + verify of GSM8K-like solutions, in one thread of this process. Hard path: golds and their rewritings that need
-symbolic comparison, through the worker pool, against math-verify's own `parse` + `verify` in one process. Appends one line per
-measurement to benchmarks/results/answers.csv.
+Easy path: extract + verify of GSM8K-like solutions, in one thread of this process. Hard path: golds and their
+rewritings that need symbolic comparison, through the worker pool, against math-verify's own `parse` + `verify` in one
+process. Appends one line per measurement to benchmarks/results/answers.csv.
 """
 
 from __future__ import annotations
@@ -50,21 +50,23 @@ def easy_pairs(data: Path | None, count: int, rng: random.Random) -> list[Pair]:
         a, b = rng.randint(2, 999), rng.randint(2, 99)
         step = f"She buys {a} packs of {b} pens, so she has {a} * {b} = <<{a}*{b}={a * b}>>{a * b} pens.\n"
         gold = a * b + rng.choice((0, 0, 1))
-        pairs.append((step * 3 + rng.choice(("A: {}", "#### {}", "The answer is {}.", "\\boxed{{{}}}")).format(a * b), str(gold)))
+        pairs.append(
+            (step * 3 + rng.choice(("A: {}", "#### {}", "The answer is {}.", "\\boxed{{{}}}")).format(a * b), str(gold))
+        )
     return pairs
 
 
 def hard_pairs(data: Path | None, count: int, rng: random.Random) -> list[Pair]:
-    """(boxed answer, gold) pairs of which neither side is a plain number; all differ, so that nothing is compared twice."""
+    """(boxed answer, gold) pairs that need symbols; all differ, so that nothing is compared twice."""
     if data is not None:
         rows = read_rows(data / "math" / "train_answers.jsonl") + read_rows(data / "math" / "math500.jsonl")
         golds = sorted({str(row["answer"]) for row in rows if row["answer"] is not None})
         golds = [gold for gold in golds if infer_kind(gold) == "math"]
     else:
         golds = [
-            rng.choice(("\\frac{{{}\\sqrt{{{}}}}}{{{}}}", "{}x^2 + {}x + {}", "\\left( {}, \\frac{{{}\\pi}}{{{}}} \\right)")).format(
-                rng.randint(2, 50), rng.randint(2, 50), rng.randint(3, 50)
-            )
+            rng.choice(
+                ("\\frac{{{}\\sqrt{{{}}}}}{{{}}}", "{}x^2 + {}x + {}", "\\left( {}, \\frac{{{}\\pi}}{{{}}} \\right)")
+            ).format(rng.randint(2, 50), rng.randint(2, 50), rng.randint(3, 50))
             for _ in range(400)
         ]
     pairs: dict[Pair, None] = {}
@@ -124,7 +126,12 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     def note(name: str, value: float, unit: str, items: int) -> None:
         rows.append({"name": name, "value": round(value, 3), "unit": unit, "items": items})
 
-    note("easy verify_many", rate(lambda: verify_many(texts, golds), len(easy), arguments.repeats, "easy"), "answers/s", len(easy))
+    note(
+        "easy verify_many",
+        rate(lambda: verify_many(texts, golds), len(easy), arguments.repeats, "easy"),
+        "answers/s",
+        len(easy),
+    )
     one_by_one = rate(lambda: [verify(*pair) for pair in easy], len(easy), arguments.repeats, "easy, one by one")
     note("easy verify", one_by_one, "answers/s", len(easy))
     hard = hard_pairs(arguments.data, arguments.hard, rng)
@@ -132,7 +139,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     verify_many(["\\boxed{\\pi x}"] * workers, [f"\\sqrt{{{i + 2}}}" for i in range(workers)], workers=workers)  # start
     hard_texts, hard_golds = [text for text, _ in hard], [gold for _, gold in hard]
     pooled = rate(
-        lambda: verify_many(hard_texts, hard_golds, workers=workers, timeout_s=30), len(hard), arguments.repeats, "hard, pool"
+        lambda: verify_many(hard_texts, hard_golds, workers=workers, timeout_s=30),
+        len(hard),
+        arguments.repeats,
+        "hard, pool",
     )
     shared_pool().close()
     single = math_verify_rate(hard, arguments.repeats)
@@ -144,7 +154,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
 
 def save(rows: Sequence[dict[str, object]], arguments: argparse.Namespace) -> None:
     """Appends the rows, with what they depend on, to the results file."""
-    versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("math-verify", "sympy", "latex2sympy2_extended"))
+    versions = " ".join(
+        f"{name}={importlib.metadata.version(name)}" for name in ("math-verify", "sympy", "latex2sympy2_extended")
+    )
     context = {
         "seed": arguments.seed,
         "strings": "real" if arguments.data else "generated",

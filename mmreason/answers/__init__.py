@@ -1,8 +1,8 @@
 """What is the answer, is it right: the one copy of this question, for rewards, data builders and evaluation.
 
-`extract` finds the answer of a completion (strictly by an explicit marker, and flexibly), `verify` and `verify_many` judge it
-against a gold. Importing this package loads neither sympy nor torch; symbolic comparisons run in worker processes that are
-started at the first need and can be killed.
+`extract` finds the answer of a completion (strictly by an explicit marker, and flexibly), `verify` and `verify_many`
+judge it against a gold. Importing this package loads neither sympy nor torch; symbolic comparisons run in worker
+processes that are started at the first need and can be killed.
 
 >>> verify("... so the answer is $1,080.", "1080").correct
 True

@@ -1,7 +1,9 @@
 """Symbolic comparison with math-verify. Imported by worker processes only: it loads sympy.
 
-No string is ever given to `sympify` or `parse_expr`: golds and answers go through latex2sympy's ANTLR grammar alone, which
-builds sympy nodes without evaluating names. math-verify's own timeouts (SIGALRM) are off; the pool kills from outside.
+Golds and answers go through latex2sympy's ANTLR grammar alone, which builds sympy nodes without evaluating names;
+math-verify's plain-expression reader (`parse_expr`, which evaluates Python) isn't used. The one way left to
+`parse_expr` is `sympy.Number` of the grammar's number tokens; `harden` replaces it by a reader that takes numbers and
+refuses all else that could be a call. math-verify's own timeouts (SIGALRM) are off; the pool kills from outside.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 import sympy
 from latex2sympy2_extended import NormalizationConfig, normalize_latex
 from math_verify import grader, parser
+from sympy.parsing import sympy_parser
 
 from mmreason.answers.normalize import balanced, canonical, clean_math
 from mmreason.answers.numbers import parse_number, same_number
@@ -24,7 +27,9 @@ _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf)\s*\{[^{}]*\}(?:\s*\^\s
 _DEGREES = re.compile(r"\^\{\\circ\}\s*[CF]?")
 _TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _ANGLE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\{\\circ\}")
-_TRAILING_UNIT = re.compile(r"(?<=[\d}\s)])\s*(?:cm|mm|km|inches|feet|units?|meters?|degrees?|dollars?|square\s+\w+|sq\.?\s*\w+)(?:\^\{?\d\}?)?\s*$")
+_TRAILING_UNIT = re.compile(
+    r"(?<=[\d}\s)])\s*(?:cm|mm|km|inches|feet|units?|meters?|degrees?|dollars?|square\s+\w+|sq\.?\s*\w+)(?:\^\{?\d\}?)?\s*$"
+)
 _DIGITS = 50
 _Places = tuple[int, int] | None
 
@@ -39,6 +44,30 @@ def _prepare(text: str) -> str:
     text = bare if bare else text
     text = _TRAILING_UNIT.sub("", text)
     return text.replace("**", "^").replace("\\div", "/").strip()
+
+
+_INTEGER = re.compile(r"[0-9]{1,4000}")
+_FLOAT = re.compile(r"[0-9]*\.[0-9]+|[0-9]+\.")
+_HARMLESS = re.compile(r"(?!.*__)[A-Za-z0-9_ .+*/-]{1,100}")
+
+
+def harden() -> None:
+    """Replaces sympy's evaluating `parse_expr` in this process by a reader of numbers (and of names, for sympy)."""
+    evaluate = sympy_parser.parse_expr
+
+    def parse_plain(text: Any, *arguments: Any, **options: Any) -> Any:
+        if not isinstance(text, str):
+            return evaluate(text, *arguments, **options)
+        if _INTEGER.fullmatch(text):
+            return sympy.Integer(int(text))
+        if _FLOAT.fullmatch(text):
+            return sympy.Float(text)
+        if _HARMLESS.fullmatch(text) is None:
+            raise ValueError(f"refused to evaluate {text[:40]!r}")
+        return evaluate(text, *arguments, **options)
+
+    sympy_parser.parse_expr = parse_plain
+    parser.parse_expr = parse_plain
 
 
 @lru_cache(maxsize=1024)

@@ -1,14 +1,15 @@
 """The process side of the pool: a fork server that loads sympy once, and the workers that it forks.
 
-Run as `python -P -m mmreason.answers._worker FD` by `pool.py`, where FD is one end of a Unix socket pair. The fork server is a
-single-threaded process that imports nothing of the trainer (no torch), so that forking it is always safe, and a replacement
-for a killed worker is ready in milliseconds. It reads one command a message:
+Run as `python -P -m mmreason.answers._worker FD` by `pool.py`, where FD is one end of a Unix socket pair. The fork
+server is a single-threaded process that imports nothing of the trainer (no torch), so that forking it is always safe,
+and a replacement for a killed worker is ready in milliseconds. It reads one command a message:
 
 - `F` with one file descriptor: fork a worker that serves that socket; answers with the worker's pid;
 - `K pid`: kill and reap that worker (only children not yet reaped can be killed, so a pid is never mistaken).
 
-When its socket closes (the trainer ended, however it ended) it kills all workers and exits. A worker reads lines of JSON
-`[operation, gold, answer]` (ASCII, so that any string survives) and writes one line of verdict for each, in order.
+When its socket closes (the trainer ended, however it ended) it kills all workers and exits. A worker reads lines of
+JSON `[operation, gold, answer]` (ASCII, so that any string survives) and writes one line of verdict for each, in
+order.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 MEMORY = 2 << 30
@@ -30,8 +32,7 @@ MEMORY = 2 << 30
 def _limit() -> None:
     """Bounds a worker's memory and asks the kernel to end it with the fork server (where that can be asked)."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as status:
-            used = int(status.read().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     except OSError:
         used = 1 << 30
     with contextlib.suppress(ValueError, OSError):  # some systems refuse the limit: the deadline still holds
@@ -99,6 +100,7 @@ def main(descriptor: int) -> None:
     from mmreason.answers import _symbolic
 
     logging.disable(logging.CRITICAL)
+    _symbolic.harden()
     _symbolic.warm_up()
     children: set[int] = set()
     control = socket.socket(fileno=descriptor)

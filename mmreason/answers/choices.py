@@ -1,4 +1,4 @@
-"""Multiple-choice and yes/no answers: reading a letter or a choice's own text out of a span, never out of a list of them."""
+"""Multiple-choice and yes/no answers: a letter or a choice's own text is read, a list of them never."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from mmreason.answers.types import Choices
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DEFAULT_LETTERS = "ABCDEFGHIJ"
 
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|textit|rm|bf|boxed|fbox|textsf|operatorname|emph)\b\s*")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf|mbox|textit|rm|bf|boxed|fbox|textsf|operatorname|emph)\b\s*"
+)
 _NOISE = re.compile(r"[{}$*_`\\]")
 _SPACES = re.compile(r"\s+")
 _LABEL_PREFIX = re.compile(r"\s*[(\[]?([A-Za-z])[)\].:、]\s*(?=\S)")
@@ -31,7 +33,7 @@ def plain(text: str) -> str:
 
 @lru_cache(maxsize=2048)
 def _texts(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The choices without their own labels ("A)32400" or "(A) 32400" becomes "32400" if every choice is so labelled)."""
+    """The choices without their own labels ("A)32400" becomes "32400" if every choice is so labelled)."""
     stripped = []
     for index, choice in enumerate(choices):
         match = _LABEL_PREFIX.match(choice)
@@ -100,7 +102,9 @@ _MORE = re.compile(
     r"[(\[*\"'$]*(?P<letter>[A-Z])(?=[\s)\].,;:*\"'$/&、，。|]|$)",
 )
 _CONJUNCTION = re.compile(r"^[\s)\].*,]*(?:or|and/or|and|nor|或|和|与|/|&)\s*[(\[*]*([A-Za-z])(?=[\s)\].,;:*]|$)")
-_AFTER_WORD = re.compile(r"^\s+(?:is|was|because|since|as|which|for|with|and\s+not|not|rather|in|by|where|that)\b|^\s*(?:=|-|:|\()")
+_AFTER_WORD = re.compile(
+    r"^\s+(?:is|was|because|since|as|which|for|with|and\s+not|not|rather|in|by|where|that)\b|^\s*(?:=|-|:|\()"
+)
 
 
 def _sequence(rest: str, first: str, allowed: str) -> bool:
@@ -111,7 +115,7 @@ def _sequence(rest: str, first: str, allowed: str) -> bool:
     other = match.group(1).upper()
     # "A, I think" and "C. A long text": a capital I or A that starts words is no letter of an option.
     start = match.end(1)
-    if match.group(1) in "AI" and re.match(r"\s+[a-z]", rest[start : start + 3]) and not rest.lstrip()[:2].lower() == "or":
+    if match.group(1) in "AI" and re.match(r"\s+[a-z]", rest[start : start + 3]) and rest.lstrip()[:2].lower() != "or":
         return False
     return other in allowed and other != first
 
@@ -133,7 +137,8 @@ def letters_for(choices: Choices) -> str:
 
 
 def read_letter(span: str, choices: Choices = None, *, alone: bool = False) -> str | None:
-    """Reads an option's label from the start of a span that a marker gave ("(B)", "B) 12 cm", "\\text{(C)}", "option D").
+    """Reads an option's label from the start of a span that a marker gave ("(B)", "B) 12 cm", "\\text{(C)}", "option
+    D").
 
     Args:
         span: the text after the marker.
@@ -193,15 +198,58 @@ def read_choice(span: str, choices: Choices = None, *, alone: bool = False) -> s
     return None if index is None else LETTERS[index]
 
 
-_YES = frozenset("yes true yeah yep correct right 是 是的 对 对的 正确 yea y t 真 可以 能 会".split())
-_NO = frozenset("no false nope incorrect wrong 否 不是 不 错 错误 不对 不正确 n f 假 不可以 不能 不会 没有".split())
+_YES = frozenset(
+    [
+        "yes",
+        "true",
+        "yeah",
+        "yep",
+        "correct",
+        "right",
+        "是",
+        "是的",
+        "对",
+        "对的",
+        "正确",
+        "yea",
+        "y",
+        "t",
+        "真",
+        "可以",
+        "能",
+        "会",
+    ]
+)
+_NO = frozenset(
+    [
+        "no",
+        "false",
+        "nope",
+        "incorrect",
+        "wrong",
+        "否",
+        "不是",
+        "不",
+        "错",
+        "错误",
+        "不对",
+        "不正确",
+        "n",
+        "f",
+        "假",
+        "不可以",
+        "不能",
+        "不会",
+        "没有",
+    ]
+)
 _YESNO = re.compile(r"(?<![A-Za-z])(yes|no|true|false|yeah|nope)(?![A-Za-z])", re.IGNORECASE)
 _CJK_YESNO = re.compile(r"^(不正确|不可以|不是|不对|不能|不会|错误|正确|可以|是的|对的|是|否|对|错|不|真|假)")
 _NOT_TRUE = re.compile(r"\b(?:not|isn't|n't)\s+(?:\w+\s+)?(true|correct|false)\b", re.IGNORECASE)
 
 
 def read_yesno(span: str) -> str | None:
-    """"yes" or "no" where a span says one of them first, "" where it says both ("yes or no"), None where neither."""
+    """ "yes" or "no" where a span says one of them first, "" where it says both ("yes or no"), None where neither."""
     text = plain(span[:600])
     if text in _YES:
         return "yes"

@@ -1,8 +1,9 @@
 """Finding the answer in a completion.
 
-Explicit markers, in this order: `<answer>`, `\\boxed`/`\\fbox`, `####` (whichever of the three ends last; they beat all else),
-then phrases and labels ("the answer is", "Answer: B", "A: 42", 答案是), the last one first. They give the *strict* answer.
-Fallbacks give only the *flexible* one: an option standing alone, a last formula, the last number, the whole text.
+Explicit markers, in this order: `<answer>`, `\\boxed`/`\\fbox`, `####` (whichever of the three ends last; they beat
+all else), then phrases and labels ("the answer is", "Answer: B", "A: 42", 答案是), the last one first. They give the
+*strict* answer. Fallbacks give only the *flexible* one: an option standing alone, a last formula, the last number,
+the whole text.
 
 What a policy may try, and what happens:
 - text before `</think>` counts only where nothing follows it; an unclosed `<think>` gives no strict answer;
@@ -59,12 +60,14 @@ def final_part(text: str) -> tuple[str, bool]:
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_JOIN = re.compile(r"[\s$,;.、，&]*(?:\\?(?:and|or|text\{\s*(?:and|or)\s*\}|quad|qquad)|和|或|与)?[\s$,;.、，&]*(?:\\\)|\\\(|\\\]|\\\[|\s|\$)*")
+_JOIN = re.compile(
+    r"[\s$,;.、，&]*(?:\\?(?:and|or|text\{\s*(?:and|or)\s*\}|quad|qquad)|和|或|与)?[\s$,;.、，&]*(?:\\\)|\\\(|\\\]|\\\[|\s|\$)*"
+)
 
 
 def _boxes(body: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of the boxes of `body`, outermost only, at most the last 64."""
-    starts = [match for match in _BOX.finditer(body)][-64:]
+    starts = list(_BOX.finditer(body))[-64:]
     closing = brace_pairs(body, starts[0].start()) if starts else {}
     found: list[tuple[int, int, str]] = []
     covered = -1
@@ -116,7 +119,7 @@ def _boxed(body: str) -> tuple[int, int, str] | None:
 def _tagged(body: str) -> tuple[int, int, str] | None:
     if "<answer>" not in body and "</answer>" not in body:
         return None
-    items = []
+    items: list[tuple[int, int, str]] = []
     position = 0
     while len(items) < 512:
         close = body.find("</answer>", position)
@@ -286,7 +289,7 @@ _COMMAND = re.compile(r"\\(?!text|\$|%|mbox|mathrm|boxed|\(|\)|\[|\]|,|!|;| )")
 
 
 def _is_prose(span: str) -> bool:
-    """Whether a marked span says its number in a sentence ("The total is 42 apples"), rather than being a formula or list."""
+    """Whether a marked span is a sentence ("The total is 42 apples") rather than a formula or a list."""
     if _COMMAND.search(span) or re.search(r"[_{}^=@#\[\]<>|]|\w\(", span.replace("\\text{", "").replace("}", "")):
         return False
     return re.search(r"[A-Za-z]{3,}\s+\S|[\u4e00-\u9fff]", span) is not None
@@ -355,7 +358,9 @@ def _fallback(body: str, kind: Kind | None, choices: Choices) -> tuple[str, str]
     return None if number is None else (number, "last_number")
 
 
-_PROSE = re.compile(r"(?:^|[\s$])(?!sqrt|frac|text|sin|cos|tan|log|and|or|cup|cap|infty|degrees?)[a-z]{3,}\s+[a-z]{2,}", re.IGNORECASE)
+_PROSE = re.compile(
+    r"(?:^|[\s$])(?!sqrt|frac|text|sin|cos|tan|log|and|or|cup|cap|infty|degrees?)[a-z]{3,}\s+[a-z]{2,}", re.IGNORECASE
+)
 
 
 _TEXT_ARGUMENT = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}")
@@ -410,7 +415,7 @@ def extract(text: str, kind: Kind | None = None, choices: Choices = None) -> Ext
 
 
 def gold_answer(solution: str, kind: Kind | None = None) -> str | None:
-    """The gold of a worked solution that marks its answer ("#### 42", `\\boxed{...}`, "The answer is B."), else None."""
+    """The gold of a worked solution that marks it ("#### 42", `\\boxed{...}`, "The answer is B."), else None."""
     at = solution.rfind("####")
     if at >= 0 and len(solution) - at < MAX_ANSWER:
         line = solution[at + 4 :].strip().split("\n", 1)[0].strip()

@@ -36,7 +36,7 @@ _NEEDS_FOLD = re.compile(r"[^\n -~]")
 
 
 def fold(text: str) -> str:
-    """Returns `text` with full-width forms, foreign digits, dashes and spaces made plain and invisible marks removed."""
+    """Returns `text` with full-width forms, digits, dashes and spaces made plain and invisible marks removed."""
     if _NEEDS_FOLD.search(text) is None:
         return text
     return text.translate(_FOLD)
@@ -139,7 +139,9 @@ _FRAC_TAIL = re.compile(r"(\\frac\{[^{}]*\})\s*(\d|[a-zA-Z])")
 _SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\\deg(?![A-Za-z])")
 _DELIMITERS = re.compile(r"\$\$?|(?<!\\)\\[()\[\]]|\*\*|`")
-_SYNONYMS = re.compile(r"\\(?:leq|leqslant|geq|geqslant|ne|lt|gt|ast|lbrace|rbrace|lbrack|rbrack|varnothing)(?![A-Za-z])")
+_SYNONYMS = re.compile(
+    r"\\(?:leq|leqslant|geq|geqslant|ne|lt|gt|ast|lbrace|rbrace|lbrack|rbrack|varnothing)(?![A-Za-z])"
+)
 _SYNONYM_OF = {
     r"\leq": r"\le ",
     r"\leqslant": r"\le ",
@@ -207,7 +209,19 @@ def brace_pairs(text: str, start: int = 0) -> dict[int, int]:
     return pairs
 
 
-_WRAPPERS = (r"\text{", r"\mathrm{", r"\boxed{", r"\fbox{", r"\mathbf{", r"\boldsymbol{", r"\bm{", r"\textbf{", r"\emph{", r"\underline{", r"\ensuremath{")
+_WRAPPERS = (
+    r"\text{",
+    r"\mathrm{",
+    r"\boxed{",
+    r"\fbox{",
+    r"\mathbf{",
+    r"\boldsymbol{",
+    r"\bm{",
+    r"\textbf{",
+    r"\emph{",
+    r"\underline{",
+    r"\ensuremath{",
+)
 
 
 def strip_wrapper(text: str) -> str:
@@ -236,7 +250,7 @@ def strip_wrapper(text: str) -> str:
 
 
 def clean_math(text: str) -> str:
-    """Removes from a LaTeX answer what carries no meaning: delimiters, spacing, \\left, \\dfrac, bare \\frac12, `{,}`."""
+    """Removes what carries no meaning in LaTeX: delimiters, spacing, \\left, \\dfrac, bare \\frac12, `{,}`."""
     text = to_latex(fold(text))
     if "\\" not in text and "$" not in text and "*" not in text and "`" not in text and "{" not in text:
         return text.strip()

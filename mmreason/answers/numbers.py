@@ -5,8 +5,8 @@ Everything is a `fractions.Fraction`; digits and exponents are bounded before an
 Equality (`same_number`), symmetric in its two sides:
 
 - exact by default;
-- a decimal of at least 6 significant digits also equals an *irreducibly* non-terminating fraction if it differs by less than
-  one unit of its last digit (0.333333 or 0.666667 or 0.666666 for 1/3, 2/3; 0.667 doesn't equal 2/3);
+- a decimal of at least 6 significant digits also equals an *irreducibly* non-terminating fraction if it differs by
+  less than one unit of its last digit (0.333333 or 0.666667 or 0.666666 for 1/3, 2/3; 0.667 doesn't equal 2/3);
 - two decimals of at least 6 digits after the point also agree to one unit of the shorter one's last digit;
 - float noise: a decimal with at least 12 significant digits equals what it differs from by less than 1e-10 relative;
 - percent: `5%` equals 5% and 0.05, and also plain 5 ("what percent ...?" is answered both ways);
@@ -88,10 +88,13 @@ _SCALES = {
 _BASE = re.compile(r"_\s*(?:\{\s*(?:\\text\s*\{)?\s*(\w{1,9})\s*\}?\s*\}|(\d{1,2})(?!\d))\s*")
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _DOLLARS = re.compile(r"(?:US|HK|AU|CA|NT|C|A)\s?\\?\$(?=\s?-?\d)")
-_ABOUT = re.compile(r"^\s*(?:\\approx(?![A-Za-z])|~|approximately|approx\.?|about|roughly|exactly|only)\s*", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"^\s*(?:\\approx(?![A-Za-z])|~|approximately|approx\.?|about|roughly|exactly|only)\s*", re.IGNORECASE
+)
 _GROUPS = re.compile(r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}")
 _ASSIGNED = re.compile(
-    r"(?:\\text\s*\{[^{}]*\}|\\(?:angle|theta|alpha|beta|lambda|phi|triangle)\b|[A-Za-z][A-Za-z' ]{0,30}|[a-zA-Z]_?\{?\w?\}?(?:\([a-z\d]{1,3}\))?)"
+    r"(?:\\text\s*\{[^{}]*\}|\\(?:angle|theta|alpha|beta|lambda|phi|triangle)\b|"
+    r"[A-Za-z][A-Za-z' ]{0,30}|[a-zA-Z]_?\{?\w?\}?(?:\([a-z\d]{1,3}\))?)"
     r"\s*[A-Z]{0,4}\s*(?:=|\\approx|\\equiv|:)\s*(?=[^=])"
 )
 
@@ -143,7 +146,9 @@ def _value(match: re.Match[str]) -> Number | None:
         return _ratio(group["an"], group["ad"])
     if group["spaced"] is not None:
         joined = group["spaced"].replace(" ", "")
-        return Number(Fraction(int(joined)), digits=len(joined)) if joined.isdigit() and len(joined) < MAX_DIGITS else None
+        return (
+            Number(Fraction(int(joined)), digits=len(joined)) if joined.isdigit() and len(joined) < MAX_DIGITS else None
+        )
     read = _decimal(group["dec"])
     if read is None:
         return None

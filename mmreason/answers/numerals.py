@@ -1,4 +1,4 @@
-"""Numbers written in words: Chinese numerals (四十二, 三千零五, 百分之五, 三分之二) and short English ones (forty-two)."""
+"""Numbers in words: Chinese numerals (四十二, 三千零五, 百分之五) and short English ones (forty-two)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ _DIGITS |= dict(zip("壹贰叁肆伍陆柒捌玖", range(1, 10), strict=True))
 _SMALL = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
 _LARGE = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 CHINESE_CHARS = "".join((*_DIGITS, *_SMALL, *_LARGE))
-CHINESE_RUN = re.compile(rf"[负負]?(?:百分之|千分之)?[{CHINESE_CHARS}]+(?:点[{CHINESE_CHARS}]+)?(?:分之[{CHINESE_CHARS}]+)?")
+CHINESE_RUN = re.compile(
+    rf"[负負]?(?:百分之|千分之)?[{CHINESE_CHARS}]+(?:点[{CHINESE_CHARS}]+)?(?:分之[{CHINESE_CHARS}]+)?"
+)
 
 
 def _integer(text: str) -> int | None:
@@ -29,7 +31,9 @@ def _integer(text: str) -> int | None:
             digit, last = 0, _SMALL[char]
         else:
             scale = _LARGE[char]
-            total = (total + section + digit) * scale if scale > 10**4 or total == 0 else total + (section + digit) * scale
+            total = (
+                (total + section + digit) * scale if scale > 10**4 or total == 0 else total + (section + digit) * scale
+            )
             section, digit, last = 0, 0, scale
     # 三万五 = 35000, 一百二 = 120: a bare last digit counts in the next lower place, unless 零 stood before it.
     if digit and last >= 100:
@@ -60,11 +64,29 @@ def chinese_number(text: str) -> Fraction | None:
     return sign * value
 
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORD = {word: value for value, word in enumerate(_ONES)} | {word: 20 + 10 * i for i, word in enumerate(_TENS)}
 _SCALE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _ENGLISH = "|".join(sorted((*_WORD, *_SCALE), key=len, reverse=True))

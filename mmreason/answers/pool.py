@@ -1,9 +1,10 @@
-"""A pool of killable worker processes for symbolic comparisons: a hard wall deadline per answer, safe from threads and forks.
+"""A pool of killable worker processes for symbolic comparisons: a hard wall deadline per answer, safe from threads
+and forks.
 
-The trainer's process holds no sympy. It starts one fork server (`_worker.py`) by `subprocess`, and that forks the workers; each
-has its own socket. A request past its deadline gets its worker killed (SIGKILL) and replaced, and only that request's verdict is
-TIMEOUT; so is that of a request whose worker died twice (out of memory, crash). Several requests are in flight at each worker, so
-that it never waits for the trainer.
+The trainer's process holds no sympy. It starts one fork server (`_worker.py`) by `subprocess`, and that forks the
+workers; each has its own socket. A request past its deadline gets its worker killed (SIGKILL) and replaced, and only
+that request's verdict is TIMEOUT; so is that of a request whose worker died twice (out of memory, crash). Several
+requests are in flight at each worker, so that it never waits for the trainer.
 
 Every process has its own pool, made at the first use; after a fork the child forgets its parent's pool. Unix only.
 """
@@ -141,6 +142,16 @@ class _Worker:
     buffer: bytes = b""
 
 
+def _ended(connection: socket.socket) -> bool:
+    """Whether the other side of an idle worker's socket is gone."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 class Pool:
     """Worker processes that compare answers. `run` may be called from any number of threads.
 
@@ -207,7 +218,12 @@ class Pool:
             taken: list[_Worker] = []
             while len(taken) < most:
                 if self._free:
-                    taken.append(self._free.pop())
+                    worker = self._free.pop()
+                    if _ended(worker.socket):  # killed from outside while it had nothing to do
+                        self._discard(worker)
+                        self._count -= 1
+                        continue
+                    taken.append(worker)
                 elif self._count < self.workers:
                     self._count += 1
                     try:

@@ -11,7 +11,9 @@ from mmreason.answers.numerals import CHINESE_CHARS
 _STOP = re.compile(
     r"(?<!Rs)(?<!approx)(?<!Mr)(?<!Mrs)(?<!No)(?<!vs)(?<!sq)(?<!cu)(?<!ft)(?<!\be)\.(?=[\s*\"'$)]|$)|。|！|!(?=\s+[A-Z]|\s*$)|\?(?=\s|$)|\n"
 )
-_CLAUSE = re.compile(r",?\s+(?:because|since|which|where|so\b|while|given\s+that|after\s+|as\s+(?:the|we|it|he|she|they|there)\b)|;(?!\s*[-+$\\(]*\d)|,因为|,所以")
+_CLAUSE = re.compile(
+    r",?\s+(?:because|since|which|where|so\b|while|given\s+that|after\s+|as\s+(?:the|we|it|he|she|they|there)\b)|;(?!\s*[-+$\\(]*\d)|,因为|,所以"
+)
 _SPACED_OPEN = re.compile(r"^[\s:*_=\"'`>]+")
 _ENVIRONMENTS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 
@@ -40,14 +42,14 @@ def sentence(span: str) -> str:
 
 
 _TOKEN = re.compile(
-    rf"""
-    (?:(?<![\w)}}])[-+]\s?)?(?:(?:\\?[$€£¥₹]|US\$)\s?)?(?:(?<![\w)}}])-\s?)?
+    r"""
+    (?:(?<![\w)}])[-+]\s?)?(?:(?:\\?[$€£¥₹]|US\$)\s?)?(?:(?<![\w)}])-\s?)?
     (?:
-      \d+\s*\\[dtc]?frac\s*\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}}
-    | \\[dtc]?frac\s*(?:\{{\s*-?\d+(?:\.\d+)?\s*\}}\s*\{{\s*-?\d+(?:\.\d+)?\s*\}}|\d\s?\d)
+      \d+\s*\\[dtc]?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}
+    | \\[dtc]?frac\s*(?:\{\s*-?\d+(?:\.\d+)?\s*\}\s*\{\s*-?\d+(?:\.\d+)?\s*\}|\d\s?\d)
     | \d+\s+\d+\s*/\s*\d+(?![\d.])
-    | (?:\d{{1,3}}(?:(?:,|\{{,\}}|,\\!)\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d\w])\.\d+)
-      (?:[eE][-+]?\d+(?![A-Za-z0-9])|\s*(?:\\times|×|\\cdot|\*|x)\s*10\s*\^\s*(?:\{{\s*[-+]?\d+\s*\}}|[-+]?\d+))?
+    | (?:\d{1,3}(?:(?:,|\{,\}|,\\!)\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d\w])\.\d+)
+      (?:[eE][-+]?\d+(?![A-Za-z0-9])|\s*(?:\\times|×|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|[-+]?\d+))?
       (?:\s*/\s*\d+(?:\.\d+)?)?
     )
     (?:\s*(?:\\?%|percent\b))?
@@ -73,7 +75,7 @@ def read_number(span: str, *, last: bool = False) -> str | None:
         last: take the last number instead of the first one of the first sentence.
 
     Returns:
-        The number as written; the whole span where it is a list ("5 or 6") or a formula, so that it won't be taken for its
+        The number as written; the whole span where it is a list ("5 or 6") or a formula, so that it isn't taken for its
         first number; None where it holds no number.
     """
     if last:
@@ -104,10 +106,9 @@ def _in_prose(text: str) -> str | None:
     if clause != text and parse_number(clause) is not None:
         return clause
     formula = _single_formula(clause)
-    if formula is not None:
-        if parse_number(formula) is not None or looks_symbolic(formula):
-            return formula
-    before, equals, after = clause.rpartition("=")
+    if formula is not None and (parse_number(formula) is not None or looks_symbolic(formula)):
+        return formula
+    _, equals, after = clause.rpartition("=")
     if equals and re.search(r"\d", after):
         clause = after.strip().lstrip("$ ")
         if parse_number(clause) is not None:
@@ -121,9 +122,14 @@ def _in_prose(text: str) -> str | None:
     if _NEGATED.search(clause[: match.start()]):
         return None
     rest = clause[match.end() :]
-    if _ALTERNATIVE.match(rest) or re.search(r"\b(?:either|between)\s+\S{0,3}$", clause[: match.start()], re.IGNORECASE):
+    if _ALTERNATIVE.match(rest) or re.search(
+        r"\b(?:either|between)\s+\S{0,3}$", clause[: match.start()], re.IGNORECASE
+    ):
         return clause
-    if re.match(r"\s*(?:\\(?:sqrt|pi|cdot|times|div|pm|frac)|\^|\*|\+|-\s?\d|[a-zA-Z]\b\s*[\^+=]|\\?sqrt)", rest) or rest[:1] in "_!:(":
+    if (
+        re.match(r"\s*(?:\\(?:sqrt|pi|cdot|times|div|pm|frac)|\^|\*|\+|-\s?\d|[a-zA-Z]\b\s*[\^+=]|\\?sqrt)", rest)
+        or rest[:1] in "_!:("
+    ):
         return clause
     if re.search(r"(?:\\[a-zA-Z]+\s*\{?\s*|[\^_{(\[*/+<>])$", clause[: match.start()]):
         return clause
@@ -138,16 +144,20 @@ def _trim(token: str) -> str:
     return token.strip().rstrip(",").strip()
 
 
-_SYMBOLIC = re.compile(r"\\(?:sqrt|frac|dfrac|pi|cdot|times|log|ln|sin|cos|tan|binom|infty|pm)|\d\s*[\^!+*]\s*\d|√|π|sqrt\(")
+_SYMBOLIC = re.compile(
+    r"\\(?:sqrt|frac|dfrac|pi|cdot|times|log|ln|sin|cos|tan|binom|infty|pm)|\d\s*[\^!+*]\s*\d|√|π|sqrt\("
+)
 
 
 def looks_symbolic(text: str) -> bool:
     """Whether a short text may be a formula for a number (to be evaluated), not prose."""
-    return len(text) <= 400 and _SYMBOLIC.search(text) is not None and re.search(r"[a-z]{4,}\s+[a-z]{3,}\s", text) is None
+    return (
+        len(text) <= 400 and _SYMBOLIC.search(text) is not None and re.search(r"[a-z]{4,}\s+[a-z]{3,}\s", text) is None
+    )
 
 
 def _single_formula(text: str) -> str | None:
-    """The content of the only `$...$` (or `\\(...\\)`, `\\[...\\]`) in a clause, None where there are none or several."""
+    """The content of the only `$...$`, `\\(...\\)` or `\\[...\\]` in a clause, None for none or several."""
     for opening, closing in _ENVIRONMENTS:
         start = text.find(opening)
         if start < 0:
@@ -222,5 +232,3 @@ def read_text(span: str) -> str | None:
     """The first sentence of a span, without quotes and emphasis."""
     head = sentence(span).strip().strip("\"'*_`<>「」").strip()
     return head or None
-
-

@@ -1,8 +1,9 @@
-"""The outer shape of a mathematical answer: a list, a set, a tuple, an interval, alternatives with ±; compared piece by piece.
+"""The outer shape of a mathematical answer: a list, a set, a tuple, an interval, alternatives with ±; compared piece
+by piece.
 
-Rules: sets and bare lists are unordered and equal each other; a tuple, point or interval has to have the same brackets, order
-and length; a bare list equals a tuple or "[...]" of the same order; `{5}` equals 5; `a \\pm b` is the list a+b, a-b.
-A list never equals one of its elements.
+Rules: sets and bare lists are unordered and equal each other; a tuple, point or interval has to have the same
+brackets, order and length; a bare list equals a tuple or "[...]" of the same order; `{5}` equals 5; `a \\pm b` is the
+list a+b, a-b. A list never equals one of its elements.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mmreason.answers.normalize import clean_math
 from mmreason.answers.numbers import parse_number
 
 MAX_ITEMS = 64
@@ -29,7 +29,9 @@ class Shape:
 _OPEN = frozenset("([{")
 _CLOSE = frozenset(")]}")
 _TOKEN = re.compile(r"\\[{}]|\\begin\b|\\end\b|\\[a-zA-Z]+|\\.|[()\[\]{}]|,|;|\||\s(?:and|or)\s", re.DOTALL)
-_TEXT_JOIN = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|,?\s+(?:and|or)\s+|,?\s*\\(?:land|lor|quad|qquad)(?![A-Za-z])|\s*[、]\s*|或|和")
+_TEXT_JOIN = re.compile(
+    r"\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|,?\s+(?:and|or)\s+|,?\s*\\(?:land|lor|quad|qquad)(?![A-Za-z])|\s*[、]\s*|或|和"
+)
 _ELEMENT = re.compile(r"^\s*[A-Za-z](?:_\{?\w\}?)?\s*(?:\\in|=)\s*")
 _NAMED = re.compile(r"^\s*([A-Za-z](?:_\{?\w{1,3}\}?)?)\s*=\s*(?=[^=])")
 
@@ -105,7 +107,9 @@ def shape(text: str) -> Shape:
 
 
 def _items(form: str, text: str) -> Shape:
-    joined = _TEXT_JOIN.sub(",", text) if ("and" in text or "or" in text or "quad" in text or not text.isascii()) else text
+    joined = (
+        _TEXT_JOIN.sub(",", text) if ("and" in text or "or" in text or "quad" in text or not text.isascii()) else text
+    )
     parts = split_top(joined)
     if parts is None:
         return Shape("scalar", (text,))
@@ -132,7 +136,7 @@ _RELATION = re.compile(r"[=<>]|\\(?:le|ge|neq|in|approx|equiv|to)(?![A-Za-z])")
 
 
 def unassigned(gold: str, answer: str) -> tuple[str, str] | None:
-    """Two scalars without their common variable, or without that of the only side that has one; None for "x = 1", "y = 1"."""
+    """Two scalars without their common variable or that of the only side with one; None for "x = 1", "y = 1"."""
     left, right = assigned(gold), assigned(answer)
     if left[0] is not None and right[0] is not None:
         return (left[1], right[1]) if left[0] == right[0] else None
@@ -227,7 +231,13 @@ def _same(gold: Shape, answer: Shape, equal: Equal, depth: int) -> bool | None:
         if other.form == "set" and len(other.items) == 1:
             pair = (side.items[0], other.items[0])
             return equal(*(pair if side is gold else pair[::-1]))
-        return None if re.search(r"\\cup|\\le|\\ge|[<>]|\\begin|\\in\b|\\mathbb|\\setminus|\\cap|\\infty|\\emptyset", side.items[0]) else False
+        return (
+            None
+            if re.search(
+                r"\\cup|\\le|\\ge|[<>]|\\begin|\\in\b|\\mathbb|\\setminus|\\cap|\\infty|\\emptyset", side.items[0]
+            )
+            else False
+        )
     if forms <= {"list", "set"}:
         return _unordered(gold.items, answer.items, equal, depth)
     if gold.form != answer.form and "list" not in forms:

@@ -40,8 +40,8 @@ _OTHER = {
     "kmph kph kmh": ("kmph", "1"),
 }
 _CJK = {
-    "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "米": "m", "千克": "kg", "公斤": "kg", "克": "g", "秒": "second",
-    "分钟": "minute", "小时": "hour", "天": "day", "元": "yuan", "度": "degree", "平方厘米": "cm^2", "平方米": "m^2",
+    "厘米": "cm", "毫米": "mm", "千米": "km", "公里": "km", "米": "m", "千克": "kg", "公斤": "kg", "克": "g",
+    "秒": "second", "分钟": "minute", "小时": "hour", "天": "day", "元": "yuan", "度": "degree", "平方厘米": "cm^2", "平方米": "m^2",
     "立方厘米": "cm^3", "立方米": "m^3", "升": "l", "毫升": "ml", "美元": "dollar", "周": "week", "年": "year",
 }  # fmt: skip
 
@@ -59,11 +59,69 @@ def _table() -> dict[str, tuple[str, Fraction]]:
 
 
 _KNOWN = _table()
-_SINGLE = frozenset("m s g h l L J N W V K C F A M".split())
+_SINGLE = frozenset(["m", "s", "g", "h", "l", "L", "J", "N", "W", "V", "K", "C", "F", "A", "M"])
 _NOT_UNITS = frozenset(
-    "pi sqrt sin cos tan cot sec csc log ln exp theta alpha beta mod choose plus minus times or and to over divided if "
-    "when not infinity inf frac cup cap in versus vs nor but equals is are was either maybe perhaps possibly i e than "
-    "through until squareroot root factorial between unless otherwise else isn't cannot".split()
+    [
+        "pi",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "theta",
+        "alpha",
+        "beta",
+        "mod",
+        "choose",
+        "plus",
+        "minus",
+        "times",
+        "or",
+        "and",
+        "to",
+        "over",
+        "divided",
+        "if",
+        "when",
+        "not",
+        "infinity",
+        "inf",
+        "frac",
+        "cup",
+        "cap",
+        "in",
+        "versus",
+        "vs",
+        "nor",
+        "but",
+        "equals",
+        "is",
+        "are",
+        "was",
+        "either",
+        "maybe",
+        "perhaps",
+        "possibly",
+        "i",
+        "e",
+        "than",
+        "through",
+        "until",
+        "squareroot",
+        "root",
+        "factorial",
+        "between",
+        "unless",
+        "otherwise",
+        "else",
+        "isn't",
+        "cannot",
+    ]
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textrm|operatorname|textit|mathit|textsf|hbox|rm|textnormal)\s*\{([^{}]*)\}")
 _GAP_POWER = re.compile(r"\s+\^")

@@ -1,8 +1,8 @@
 """Is this answer right? `verify`, `verify_many`, `equivalent`, `check_gold`, `infer_kind`.
 
-The easy path is plain Python: numbers (exact fractions), options, yes/no, words, equal strings, lists and tuples of numbers.
-What is left goes to math-verify in the worker pool (`pool.py`) under a hard deadline. The rules of numeric equality stand in
-`numbers.py`, those of lists and brackets in `structure.py`, those of extraction in `extract.py`.
+The easy path is plain Python: numbers (exact fractions), options, yes/no, words, equal strings, lists and tuples of
+numbers. What is left goes to math-verify in the worker pool (`pool.py`) under a hard deadline. The rules of numeric
+equality stand in `numbers.py`, those of lists and brackets in `structure.py`, those of extraction in `extract.py`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def _gold_fault(gold: object, kind: Kind, choices: Choices) -> str | None:
         return "the gold is empty"
     if len(text) > MAX_ANSWER:
         return f"the gold has {len(text)} characters, more than {MAX_ANSWER}"
-    if kind == "number" and parse_number(text) is None:
-        if not looks_symbolic(text):
-            return f"the gold {text[:80]!r} is not a number"
+    if kind == "number" and parse_number(text) is None and not looks_symbolic(text):
+        return f"the gold {text[:80]!r} is not a number"
     if kind == "choice":
         if choices is not None and not choices:
             return "the list of choices is empty"
@@ -84,7 +83,9 @@ def _gold_fault_cached(gold: str, kind: Kind, choices: tuple[str, ...] | None) -
     return _gold_fault(gold, kind, choices)
 
 
-def check_gold(gold: object, kind: Kind | None = None, choices: Choices = None, *, timeout_s: float = 5.0) -> str | None:
+def check_gold(
+    gold: object, kind: Kind | None = None, choices: Choices = None, *, timeout_s: float = 5.0
+) -> str | None:
     """Whether a gold can be used.
 
     Args:
@@ -149,7 +150,9 @@ def _judge_math(answer: str, gold: str) -> Verdict | None:
 
 
 def _is_words(text: str) -> bool:
-    return len(text) > 1 and _TEXT_ONLY.fullmatch(text) is not None and re.search(r"[^\W\d_]{2}", plain(text)) is not None
+    return (
+        len(text) > 1 and _TEXT_ONLY.fullmatch(text) is not None and re.search(r"[^\W\d_]{2}", plain(text)) is not None
+    )
 
 
 def _judge_choice(answer: str, gold: str, choices: Choices) -> Verdict:

@@ -43,9 +43,10 @@ def group_advantages(
 ) -> GroupAdvantages:
     """Group-relative advantages: A_i = (r_i - mean(r)) / (std(r) + 1e-4) over the G completions of one prompt.
 
-    Sources: GRPO, arXiv 2402.03300 eq. 3 discussion (`scale_rewards="group"`); Dr. GRPO, arXiv 2503.20783, drops the division
-    (`"none"`); `"batch"` divides by the standard deviation of the whole batch (arXiv 2508.08221). `normalize_then_sum`
-    normalises each reward in its group before the weighted sum and the result over the batch (GDPO, arXiv 2601.05242).
+    Sources: GRPO, arXiv 2402.03300 eq. 3 discussion (`scale_rewards="group"`); Dr. GRPO, arXiv 2503.20783, drops the
+    division (`"none"`); `"batch"` divides by the standard deviation of the whole batch (arXiv 2508.08221).
+    `normalize_then_sum` normalises each reward in its group before the weighted sum and the result over the batch
+    (GDPO, arXiv 2601.05242).
 
     Args:
         rewards_per_func: (N, R) float32, nan where a reward function abstained; the G completions of a prompt adjacent.

@@ -6,21 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-# Rows of logits that are upcast to float32 at a time. Bounds the float32 scratch to chunk × V (256 × 150k × 4 B = 154 MB)
-# whatever B × T is; the result does not depend on it.
+# Rows of logits that are upcast to float32 at a time. Bounds the float32 scratch to chunk × V (256 × 150k × 4 B =
+# 154 MB) whatever B × T is; the result does not depend on it.
 _CHUNK_ROWS = 256
 
 
 class _TokenLogProbs(torch.autograd.Function):
     """log softmax(logits / T)[token] without ever holding a float32 copy of all the logits.
 
-    The only full-size tensors alive are the logits themselves (kept for the backward) and their gradient. The softmax is
-    rebuilt chunk by chunk in the backward from the saved normaliser.
+    The only full-size tensors alive are the logits themselves (kept for the backward) and their gradient. The softmax
+    is rebuilt chunk by chunk in the backward from the saved normaliser.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         logps = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
         normaliser = torch.empty_like(logps)
         entropy = torch.empty_like(logps) if with_entropy else logps.new_empty(0)
@@ -33,15 +36,17 @@ class _TokenLogProbs(torch.autograd.Function):
             normaliser[rows] = lse
             logps[rows] = scaled.gather(-1, tokens[rows, None]).squeeze(-1) - lse
             if with_entropy:
-                # H = lse - E[logit]; a banned token (-inf) has probability 0 and must add 0, not nan
-                probs = torch.exp(scaled - lse[:, None])
-                entropy[rows] = lse - (probs * scaled.masked_fill(probs == 0, 0.0)).sum(-1)
+                # H = -E[log p]; a banned token (log p = -inf) has probability 0 and must add 0, not nan
+                all_logps = scaled - lse[:, None]
+                probs = torch.exp(all_logps)
+                entropy[rows] = -(probs * all_logps.masked_fill(probs == 0, 0.0)).sum(-1)
         ctx.save_for_backward(logits, tokens, normaliser)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return logps, entropy
 
     @staticmethod
+    @once_differentiable  # the saved normaliser is a constant here: a second derivative would be wrong
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         logits, tokens, normaliser = ctx.saved_tensors
         grad_logps = grads[0] / ctx.temperature
@@ -67,7 +72,8 @@ def token_logps(
         with_entropy: also return the entropy (no gradient flows through it).
 
     Returns:
-        logps (...) float32 in nats, differentiable with respect to `logits`, and entropy (...) float32 in nats, or None.
+        logps (...) float32 in nats, differentiable (once) with respect to `logits`; entropy (...) float32 in nats, or
+        None.
     """
     vocab = logits.shape[-1]
     flat_logps, flat_entropy = _TokenLogProbs.apply(

@@ -20,7 +20,7 @@ IMPORTANCE_MODES: tuple[ImportanceMode, ...] = ("token_truncate", "token_mask", 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """loss (B, C) to be minimised; ratio (B, C); clipped_low and clipped_high (B, C) bool: where the clip bound the gradient."""
+    """Per token, all (B, C): the loss to minimise, the ratio, and (bool) where the clip took the gradient away."""
 
     loss: Tensor
     ratio: Tensor
@@ -39,8 +39,8 @@ def clipped_surrogate(
 ) -> Surrogate:
     """PPO's clipped objective per token: -min(r A, clip(r, 1-ε_low, 1+ε_high) A), r = π/π_old.
 
-    Sources: PPO, arXiv 1707.06347 eq. 7; separate bounds ("clip-higher"), DAPO, arXiv 2503.14476 eq. 10; the upper bound
-    δ on the unclipped ratio for negative advantages, INTELLECT-2, arXiv 2505.07291.
+    Sources: PPO, arXiv 1707.06347 eq. 7; separate bounds ("clip-higher"), DAPO, arXiv 2503.14476 eq. 10; the upper
+    bound δ on the unclipped ratio for negative advantages, INTELLECT-2, arXiv 2505.07291.
 
     Args:
         logps, old_logps: (B, C) float32, nats.
@@ -60,7 +60,7 @@ def clipped_surrogate(
 
 
 def kl_to_reference(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(π ‖ π_ref) per token, π_ref/π - log(π_ref/π) - 1 (arXiv 2402.03300 eq. 4). (B, C), ≥ 0."""
+    """Schulman's k3 estimate of KL(π ‖ π_ref): π_ref/π - log(π_ref/π) - 1, ≥ 0, nats (arXiv 2402.03300 eq. 4)."""
     log_ratio = ref_logps - logps
     return torch.exp(log_ratio) - log_ratio - 1
 
@@ -80,21 +80,24 @@ def importance_weights(
     Either per token or for the whole sequence.
 
     Args:
-        logps: (B, C) float32, the trainer's, with the weights that the engine sampled with. No gradient flows from here.
+        logps: (B, C) float32, the trainer's, with the weights that the engine sampled with. No gradient flows back.
         sampling_logps: (B, C) float32, the engine's; nan where the engine gave none (that token counts as ratio 1).
         mask: (B, C), 1 on completion tokens.
+        clip_max, clip_min: bounds of the ratio, None: unbounded on that side.
 
     Returns:
         (B, C) for token modes, (B, 1) for sequence modes.
     """
+    if mode not in IMPORTANCE_MODES:
+        raise ValueError(f"unknown importance sampling mode {mode!r}; choose one of {', '.join(IMPORTANCE_MODES)}")
     log_ratio = torch.nan_to_num((logps.detach() - sampling_logps) * mask, nan=0.0)
     if mode.startswith("sequence"):
         log_ratio = log_ratio.sum(-1, keepdim=True)
     ratio = torch.exp(log_ratio)
+    if clip_min is None and clip_max is None:
+        return ratio
     if mode.endswith("truncate"):
         return torch.clamp(ratio, min=clip_min, max=clip_max)
-    if mode not in IMPORTANCE_MODES:
-        raise ValueError(f"unknown importance sampling mode {mode!r}; choose one of {', '.join(IMPORTANCE_MODES)}")
     keep = torch.ones_like(ratio, dtype=torch.bool)
     if clip_min is not None:
         keep &= ratio >= clip_min
@@ -123,8 +126,8 @@ def aggregate(
     - `grpo`: mean over sequences of the mean over their tokens (arXiv 2402.03300 eq. 3).
     - `dr_grpo`: sum over tokens / (sequences × max_completion_length), free of length bias (arXiv 2503.20783 sec. 3).
     - `dapo`: mean over all tokens of the step (arXiv 2503.14476 eq. 8).
-    - `bnpo`: mean over the tokens of the *micro-batch*, averaged over micro-batches. It is local by definition, so it alone
-      changes with `per_device_train_batch_size`; the others do not.
+    - `bnpo`: mean over the tokens of the *micro-batch*, averaged over micro-batches. It is local by definition, so it
+      alone changes with `per_device_train_batch_size`; the others do not.
 
     Args:
         token_loss, mask: (B, C).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 from mmreason.types import ConfigError
@@ -22,8 +22,15 @@ def load_tokenizer(args: Any) -> Any:
             source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model_name_or_path={source!r}: no tokenizer could be loaded ({_first_line(error)})") from error
+        raise ConfigError(
+            f"model_name_or_path={source!r}: no tokenizer could be loaded ({_first_line(error)})"
+        ) from error
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(
+                f"model_name_or_path={source!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                "set eos_token in tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if args.chat_template_path is not None:
         tokenizer.chat_template = _read_chat_template(args.chat_template_path)
@@ -31,15 +38,16 @@ def load_tokenizer(args: Any) -> Any:
 
 
 def _read_chat_template(path: str) -> str:
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+    if Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
     from transformers import AutoTokenizer
 
     try:
         template = AutoTokenizer.from_pretrained(path).chat_template
     except (OSError, ValueError) as error:
-        raise ConfigError(f"chat_template_path={path!r} is neither a file nor a tokenizer ({_first_line(error)})") from error
+        raise ConfigError(
+            f"chat_template_path={path!r} is neither a file nor a tokenizer ({_first_line(error)})"
+        ) from error
     if not template:
         raise ConfigError(f"chat_template_path={path!r}: that tokenizer has no chat template")
     return str(template)
@@ -57,6 +65,7 @@ def load_policy_model(args: Any) -> Any:
         ConfigError: nothing can be loaded from `model_name_or_path`; the message has transformers' reason.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     source = args.model_name_or_path
@@ -73,12 +82,16 @@ def load_policy_model(args: Any) -> Any:
             use_safetensors=True,
             **common,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model_name_or_path={source!r} can't be loaded: {_first_line(error)}") from error
 
 
 def add_lora(model: Any, args: Any) -> Any:
-    """Wrap the model with the LoRA adapter that ModelArguments describe (arXiv 2106.09685)."""
+    """Wrap the model with the LoRA adapter that ModelArguments describe (arXiv 2106.09685).
+
+    Raises:
+        ConfigError: no module of the model is among `lora_target_modules`.
+    """
     from peft import LoraConfig, get_peft_model
 
     targets = args.lora_target_modules
@@ -93,11 +106,23 @@ def add_lora(model: Any, args: Any) -> Any:
         modules_to_save=args.lora_modules_to_save,
         use_rslora=args.use_rslora,
         use_dora=args.use_dora,
+        # A tied head that does not follow its embedding's adapter is untied in the trainer and tied in vLLM, which then
+        # samples from another policy.
+        ensure_weight_tying=_adapts_tied_embedding(model, targets, args.lora_modules_to_save),
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"lora_target_modules={args.lora_target_modules}: {_first_line(error)}") from error
+
+
+def _adapts_tied_embedding(model: Any, targets: str | list[str] | None, saved: list[str] | None) -> bool:
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    names = [*([] if targets is None or isinstance(targets, str) else targets), *(saved or [])]
+    adapted = any(name.split(".")[-1] in EMBEDDING_LAYER_NAMES for name in names)
+    head = model.get_output_embeddings()
+    return adapted and head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _first_line(error: Exception) -> str:

@@ -57,6 +57,7 @@ def build_engine(
             eos_token_ids=eos_token_ids,
             banned_token_ids=banned_token_ids,
             batch_size=args.hf_generation_batch_size,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         )
     from mmreason.rollout.vllm import VLLMColocateEngine, VLLMServerEngine
 

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from mmreason.answers import majority_vote, verify_many
-from mmreason.rollout.types import Engine, Request, Sampling
+from mmreason.rollout.types import Completion, Engine, Request, Sampling
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -42,7 +42,11 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """greedy and greedy_strict (an explicit answer marker was used); majority is None unless k > 1; verdicts of greedy answers."""
+    """Accuracy on held-out problems.
+
+    greedy; greedy_strict: only answers with an explicit marker count; majority: maj@k, None unless k > 1; verdicts: of
+    the greedy answers; mean_length: tokens of the greedy answers.
+    """
 
     greedy: Accuracy
     greedy_strict: Accuracy
@@ -96,7 +100,9 @@ def evaluate(
     mine = [i * world_size + rank for i in range(share)]
     rows = [i if i < len(examples) else 0 for i in mine]
     greedy = engine.generate([Request(prompt_ids[i], 1) for i in rows], sampling.greedy(), seed)
-    votes = engine.generate([Request(prompt_ids[i], k) for i in rows], sampling, seed + 1) if k > 1 else [[] for _ in rows]
+    votes: list[list[Completion]] = [[] for _ in rows]
+    if k > 1:
+        votes = engine.generate([Request(prompt_ids[i], k) for i in rows], sampling, seed + 1)
 
     records: list[dict[str, Any]] = []
     for position, i in enumerate(mine):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from mmreason.rollout.types import Completion, Request, Sampling
 class _TokenRecorder(LogitsProcessor):
     """Keeps the log-probability of each sampled token while `generate` runs.
 
-    `generate` calls a processor with the scores of the *next* token and the ids so far, so the token that the previous call's
-    scores led to is `input_ids[:, -1]` of this call. Storing one (B,) vector per step instead of `output_logits`'s (B, V)
-    keeps memory flat. It stands before temperature and top-k/top-p in transformers' list, so it divides by the temperature
-    itself and records the whole distribution: what the trainer scores.
+    `generate` calls a processor with the scores of the *next* token and the ids so far, so the token that the previous
+    call's scores led to is `input_ids[:, -1]` of this call. Storing one (B,) vector per step instead of
+    `output_logits`'s (B, V) keeps memory flat. It stands before temperature and top-k/top-p in transformers' list, so
+    it divides by the temperature itself and records the whole distribution: what the trainer scores.
     """
 
     def __init__(self, temperature: float, prompt_length: int):
@@ -47,6 +48,23 @@ class _TokenRecorder(LogitsProcessor):
         return torch.stack(self.columns, dim=1)[:, : sequences.shape[1] - self.prompt_length]
 
 
+@contextmanager
+def _without_checkpoint_defaults(model: Any) -> Iterator[None]:
+    """Blank the model's `generation_config` for a while.
+
+    transformers fills every setting that a call leaves open from the checkpoint's generation_config.json (Qwen2.5 ships
+    top_p=0.8, top_k=20, repetition_penalty=1.05; others min_new_tokens, no_repeat_ngram_size …), which would sample
+    from another policy than the one that is trained.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = kept
+
+
 class HFEngine:
     """`model.generate` on the training model itself, under DDP, ZeRO-1/2/3 and FSDP2.
 
@@ -54,8 +72,9 @@ class HFEngine:
         model: the prepared (wrapped) policy.
         eos_token_ids: any of them ends a completion.
         banned_token_ids: never sampled, e.g. a VLM's image placeholder.
-        batch_size: rows per `generate` call; None takes all rows at once. With sharded weights every process must make the
-            same number of calls, so all processes have to bring the same number of rows.
+        batch_size: rows per `generate` call; None takes all rows at once. With sharded weights every process must make
+            the same number of calls, so all processes have to bring the same number of rows.
+        gradient_checkpointing_kwargs: checkpointing is off while sampling and comes back with these.
     """
 
     name = "hf"
@@ -69,11 +88,13 @@ class HFEngine:
         eos_token_ids: Sequence[int],
         banned_token_ids: Sequence[int] = (),
         batch_size: int | None = None,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
     ):
         self.model, self.accelerator = model, accelerator
         self.pad_token_id, self.eos_token_ids = pad_token_id, list(eos_token_ids)
         self.banned_token_ids = list(banned_token_ids)
         self.batch_size = batch_size
+        self.gradient_checkpointing_kwargs = gradient_checkpointing_kwargs
 
     def sync(self) -> None:
         """Nothing to do: it samples from the training weights."""
@@ -82,8 +103,6 @@ class HFEngine:
         """Nothing to free."""
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        # Every field is given, because transformers fills the missing ones from the model's generation_config.json
-        # (Qwen2.5 ships top_p=0.8, top_k=20, repetition_penalty=1.05), which would sample from another policy.
         settings: dict[str, Any] = {
             "max_new_tokens": sampling.max_tokens,
             "do_sample": sampling.temperature > 0,
@@ -110,7 +129,13 @@ class HFEngine:
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 torch.manual_seed(seed + 7919 * self.accelerator.process_index)
                 config = self._generation_config(sampling)
-                with unwrap_model_for_generation(self.model, self.accelerator) as unwrapped:
+                checkpointing = self.gradient_checkpointing_kwargs
+                with (
+                    unwrap_model_for_generation(
+                        self.model, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+                    ) as unwrapped,
+                    _without_checkpoint_defaults(unwrapped),
+                ):
                     for start in range(0, len(rows), step):
                         flat += self._generate_rows(unwrapped, rows[start : start + step], config, sampling)
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmreason.losses.lm import token_logps
 
@@ -49,14 +50,15 @@ def completion_logps(
 ) -> tuple[Tensor, Tensor | None]:
     """log π(completion token | everything before it), one forward pass for B rows.
 
-    Rows are padded on the right and no attention mask is passed: a causal model never looks at what follows, so padding is
-    invisible to the tokens that count, absolute positions stay right, and the fast causal attention kernels apply.
+    Rows are padded on the right and no attention mask is passed: a causal model never looks at what follows, so padding
+    is invisible to the tokens that count, absolute positions stay right, and the fast causal attention kernels apply.
 
     Args:
         model: any causal LM (wrapped or not) whose forward gives `.logits` (B, T, V).
         prompts, completions: B lists of token ids each; prompts may not be empty, completions may.
         temperature: the one that was sampled with.
-        banned_token_ids: tokens that the sampler could not choose; they get probability 0 here too, or the ratio would drift.
+        banned_token_ids: tokens that the sampler could not choose; they get probability 0 here too, or the ratio would
+            drift.
         with_entropy: also give the entropy of each token's distribution.
 
     Returns:
@@ -78,7 +80,9 @@ def completion_logps(
     logits = model(input_ids=input_ids, **kwargs).logits
     if not keeps:
         logits = logits[:, first:]
-    logits, targets = logits[:, :-1], input_ids[:, first + 1 :]
+    # The last position predicts nothing that was sampled. It stays in, with an arbitrary target that is masked below:
+    # cutting it off would make the logits non-contiguous, and flattening them would copy them whole.
+    targets = pad(input_ids[:, first + 1 :], (0, 1))
     if banned_token_ids:
         logits = logits.index_fill(-1, torch.tensor(list(banned_token_ids), device=device), float("-inf"))
     logps, entropy = token_logps(logits, targets, temperature=temperature, with_entropy=with_entropy)
@@ -86,7 +90,7 @@ def completion_logps(
     mask = completion_mask(completions, device)
     starts = torch.tensor([len(prompt) - 1 - first for prompt in prompts], device=device)
     columns = starts[:, None] + torch.arange(mask.shape[1], device=device)
-    columns = columns.clamp(max=max(logps.shape[1] - 1, 0))
+    columns = columns.clamp(max=logps.shape[1] - 1)
     keep = mask.bool()
     aligned = torch.where(keep, logps.gather(1, columns), 0.0)
     if entropy is None:

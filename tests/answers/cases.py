@@ -1,4 +1,4 @@
-"""Hand-made cases: (completion, gold, kind, choices, verdict). C correct, W wrong, U unparseable, N anything but correct."""
+"""Hand-made cases (completion, gold, kind, choices, verdict): correct, wrong, unparseable or anything but correct."""
 
 from __future__ import annotations
 
@@ -199,9 +199,27 @@ MATH: list[Case] = [
     ("\\boxed{(-\\infty,2]\\cup[5,\\infty)}", "(-\\infty,2] \\cup [5,\\infty)", None, None, C),
     ("\\boxed{[5,\\infty)\\cup(-\\infty,2]}", "(-\\infty,2] \\cup [5,\\infty)", None, None, C),
     ("\\boxed{(-\\infty,2)\\cup(5,\\infty)}", "(-\\infty,2] \\cup [5,\\infty)", None, None, W),
-    ("\\boxed{\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", None, None, C),
-    ("\\boxed{\\begin{bmatrix} 1 & 2 \\\\ 3 & 4 \\end{bmatrix}}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", None, None, C),
-    ("\\boxed{\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", None, None, W),
+    (
+        "\\boxed{\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}}",
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+        None,
+        None,
+        C,
+    ),
+    (
+        "\\boxed{\\begin{bmatrix} 1 & 2 \\\\ 3 & 4 \\end{bmatrix}}",
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+        None,
+        None,
+        C,
+    ),
+    (
+        "\\boxed{\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}}",
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+        None,
+        None,
+        W,
+    ),
     ("\\boxed{3 \\pm 2\\sqrt{2}}", "3+2\\sqrt{2}, 3-2\\sqrt{2}", None, None, C),
     ("\\boxed{3 + 2\\sqrt{2}}", "3 \\pm 2\\sqrt{2}", None, None, W),
     ("\\boxed{x = \\pm 2}", "-2, 2", None, None, C),

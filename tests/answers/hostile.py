@@ -29,7 +29,7 @@ def _digits(r: random.Random) -> str:
 
 
 def _digits_divided(r: random.Random) -> str:
-    return "\\boxed{\\frac{%s}{%s}}" % ("9" * r.choice((900, 3000)), "7" * r.choice((900, 3000)))
+    return f"\\boxed{{\\frac{{{'9' * r.choice((900, 3000))}}}{{{'7' * r.choice((900, 3000))}}}}}"
 
 
 def _deep_frac(r: random.Random) -> str:
@@ -52,7 +52,9 @@ def _parentheses(r: random.Random) -> str:
 
 
 def _factorial(r: random.Random) -> str:
-    return r.choice(("\\boxed{%d!}", "\\boxed{(%d!)!}", "\\boxed{\\binom{%d}{12345}}", "\\boxed{%d!!!!!!}")) % r.randint(999, 99999999)
+    return r.choice(
+        ("\\boxed{%d!}", "\\boxed{(%d!)!}", "\\boxed{\\binom{%d}{12345}}", "\\boxed{%d!!!!!!}")
+    ) % r.randint(999, 99999999)
 
 
 def _matrix(r: random.Random) -> str:
@@ -63,9 +65,9 @@ def _matrix(r: random.Random) -> str:
 
 
 def _exponent(r: random.Random) -> str:
-    return r.choice(("#### 1e%d", "\\boxed{1e%d}", "\\boxed{10^{%d}}", "\\boxed{2 \\times 10^{-%d}}", "1e-%d")) % r.choice(
-        (999, 99999999, 10**30)
-    )
+    return r.choice(
+        ("#### 1e%d", "\\boxed{1e%d}", "\\boxed{10^{%d}}", "\\boxed{2 \\times 10^{-%d}}", "1e-%d")
+    ) % r.choice((999, 99999999, 10**30))
 
 
 def _code(r: random.Random) -> str:
@@ -73,7 +75,7 @@ def _code(r: random.Random) -> str:
         (
             "__import__('os').system('touch /tmp/mmreason_was_here')",
             "().__class__.__bases__[0].__subclasses__()",
-            "exec(\"import os; os.abort()\")",
+            'exec("import os; os.abort()")',
             "lambda: open('/etc/passwd').read()",
             "sympify('__import__(\"os\").abort()')",
         )
@@ -87,20 +89,25 @@ def _bytes(r: random.Random) -> str:
 
 
 def _noise(r: random.Random) -> str:
-    parts = ("\\frac", "{", "}", "\\sqrt", "^", "_", "(", ")", "[", "]", "\\left", "\\right", "x", "7", "+", "-", "\\int", "\\sum", "\\lim", "=", "<",
-             "\\cup", "\\begin{matrix}", "\\end{matrix}", "&", "\\\\", "|", "!", "\\sin", "\\infty", ",", ";", "\\pm", "\\log", "\\text{a}")  # fmt: skip
+    parts = (
+        r"\frac { } \sqrt ^ _ ( ) [ ] \left \right x 7 + - \int \sum \lim = < \cup \begin{matrix} \end{matrix} & \\ | ! \sin "
+        r"\infty , ; \pm \log \text{a}"
+    ).split()
     return "\\boxed{" + "".join(r.choice(parts) for _ in range(r.choice((20, 200, 2000)))) + "}"
 
 
 def _blanks(r: random.Random) -> str:
     word = r.choice(("answer", "the answer is", "A:", "####", "\\boxed{", "Answer:**"))
-    return word + r.choice((" ", "\n", "*", "_", ", ", "$", "(", '"')) * r.choice((1000, 200_000)) + r.choice(("", "42"))
+    blank = r.choice((" ", "\n", "*", "_", ", ", "$", "(", '"'))
+    return word + blank * r.choice((1000, 200_000)) + r.choice(("", "42"))
 
 
 def _repeated(r: random.Random) -> str:
-    unit = r.choice(("the answer is ", "\\boxed{1}", "<answer>", "</answer>", "<answer>5</answer>", "A: ", "answer", "#### 1\n", "$1$ and ", "1,", "1/",
-                     "-", "5 or ", "A) x B) y ", "</think>", "<think>", "答案是", "一", "x=", "\\text{", "ans ", "option A ", "1 "))  # fmt: skip
-    return unit * r.choice((300, 50_000))
+    units = (
+        "the answer is |\\boxed{1}|<answer>|</answer>|<answer>5</answer>|A: |answer|#### 1\n|$1$ and |1,|1/|-|5 or |A) x B) y |"
+        "</think>|<think>|答案是|一|x=|\\text{|ans |option A |1 "
+    ).split("|")
+    return r.choice(units) * r.choice((300, 50_000))
 
 
 def _sum(r: random.Random) -> str:
@@ -109,7 +116,7 @@ def _sum(r: random.Random) -> str:
 
 
 def _product(r: random.Random) -> str:
-    return "\\boxed{(x+1)^{" + str(r.choice((50, 5000, 10**9))) + "}" + "(x-%d)^{77}" % r.randint(1, 9) + "}"
+    return "\\boxed{(x+1)^{" + str(r.choice((50, 5000, 10**9))) + "}" + f"(x-{r.randint(1, 9)})^{{77}}" + "}"
 
 
 def _calculus(r: random.Random) -> str:
@@ -132,10 +139,9 @@ def _guesses(r: random.Random) -> str:
     return r.choice((" ", ", ", " or ", "\n")).join(f"\\boxed{{{i}}}" for i in range(r.choice((60, 3000))))
 
 
-MAKERS: tuple[Callable[[random.Random], str], ...] = (
-    _nested_braces, _tower, _flat_tower, _digits, _digits_divided, _deep_frac, _open_frac, _deep_sqrt, _parentheses, _factorial, _matrix,
-    _exponent, _code, _bytes, _noise, _blanks, _repeated, _sum, _product, _calculus, _guesses,
-)  # fmt: skip
+MAKERS: tuple[Callable[[random.Random], str], ...] = ( _nested_braces, _tower, _flat_tower, _digits, _digits_divided,
+_deep_frac, _open_frac, _deep_sqrt, _parentheses, _factorial, _matrix, _exponent, _code, _bytes, _noise, _blanks,
+_repeated, _sum, _product, _calculus, _guesses, )  # fmt: skip
 
 
 def hostile(count: int, seed: int) -> Iterator[tuple[str, str]]:

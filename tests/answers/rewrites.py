@@ -1,4 +1,4 @@
-"""Machine-made equivalent rewritings of MATH-style golds, for the tests: each keeps the value and changes the spelling."""
+"""Machine-made equivalent rewritings of MATH-style golds: each keeps the value and changes the spelling."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bare_frac(gold: str) -> str:
 
 
 def to_decimal(gold: str) -> str:
-    """Exact fractions as decimals, anywhere in the answer where the fraction isn't a power or a factor before digits."""
+    """Exact fractions as decimals, where the fraction isn't a power or a factor before digits."""
 
     def write(match: re.Match[str]) -> str:
         value = Fraction(int(match.group(1)), int(match.group(2))) if int(match.group(2)) else None

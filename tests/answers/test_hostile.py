@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ def started() -> None:
     assert verify("\\boxed{2\\sqrt{2}}", "\\sqrt{8}", timeout_s=60).correct
 
 
+@pytest.mark.slow
 def test_300_hostile_strings() -> None:
     CANARY.unlink(missing_ok=True)
     seen = set()
@@ -35,10 +40,9 @@ def test_300_hostile_strings() -> None:
     assert not CANARY.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__.strip("_"))
-def test_each_sort_many_at_once(maker) -> None:  # type: ignore[no-untyped-def]
-    import random
-
+def test_each_sort_many_at_once(maker: Callable[[random.Random], str]) -> None:
     r = random.Random(7)
     completions = [maker(r) for _ in range(4)]
     start = time.monotonic()
@@ -47,8 +51,9 @@ def test_each_sort_many_at_once(maker) -> None:  # type: ignore[no-untyped-def]
     assert not any(judgement.correct for judgement in judgements)
 
 
+@pytest.mark.slow
 def test_hostile_golds_get_a_reason_or_a_verdict() -> None:
-    for text, _ in hostile(60, seed=5):
+    for text, _ in hostile(40, seed=5):
         start = time.monotonic()
         check_gold(text, timeout_s=DEADLINE_S)
         equivalent("42", text, timeout_s=DEADLINE_S)
@@ -61,7 +66,6 @@ def test_hostile_golds_get_a_reason_or_a_verdict() -> None:
         "__import__('os').system('touch /tmp/mmreason_was_here')",
         "().__class__",
         "exec('x')",
-        "print(42)",
         "\\operatorname{__import__}('os')",
         "\\text{__import__('os').system('touch /tmp/mmreason_was_here')}",
     ],
@@ -74,22 +78,45 @@ def test_nothing_is_evaluated(payload: str) -> None:
     assert not CANARY.exists()
 
 
-def test_no_parser_that_evaluates_is_reached() -> None:
-    """The worker hands strings to latex2sympy's grammar only; `parse_expr` and `sympify` of strings would evaluate Python."""
-    import math_verify.parser
-    import sympy
+def test_only_number_tokens_reach_the_parser_that_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sympy's `parse_expr` (and so `sympify` of a string) evaluates Python: nothing but digits may come to it."""
+    import sympy.parsing.sympy_parser
 
     from mmreason.answers import _symbolic
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a string was evaluated")
+    _symbolic.warm_up()  # sympy sympifies its own unit names once, at import
+    original = sympy.parsing.sympy_parser.parse_expr
+    seen: list[str] = []
 
-    original = math_verify.parser.parse_expr
-    math_verify.parser.parse_expr = refuse  # type: ignore[assignment]
-    old_sympify = sympy.core.sympify.converter.get(str)
-    try:
-        for text in ("9**9", "1+1", "(2", "__import__('os')", "2*x+3", "sqrt(2)", "1/2+1/3"):
-            _symbolic.compare("\\sqrt{2}", text)
-    finally:
-        math_verify.parser.parse_expr = original
-    assert old_sympify is None
+    def record(text: str, *arguments: object, **options: object) -> object:
+        seen.append(text)
+        return original(text, *arguments, **options)
+
+    monkeypatch.setattr(sympy.parsing.sympy_parser, "parse_expr", record)
+    for text in (
+        "9**9",
+        "1+1.5",
+        "(2",
+        "__import__('os')",
+        "2*x+3",
+        "sqrt(2)",
+        "\\text{os.abort()}",
+        "x=eval(1)",
+        "f(x)=exec(y)",
+    ):
+        for gold in ("\\sqrt{2}", "x+1", "(1,2)", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"):
+            _symbolic.compare(gold, text)
+    assert seen
+    assert all(set(text) <= set("0123456789.") for text in seen), seen
+
+
+def test_workers_refuse_to_evaluate() -> None:
+    code = (
+        "from mmreason.answers import _symbolic; _symbolic.harden(); import sympy; assert sympy.Number('12') == 12; "
+        "assert sympy.sympify('x') == sympy.Symbol('x')\n"
+        "for text in ('print(1)', '__import__', '().x', 'open'  '(1)'):\n"
+        "    try: sympy.sympify(text)\n"
+        "    except (ValueError, sympy.SympifyError): continue\n"
+        "    raise SystemExit(text)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

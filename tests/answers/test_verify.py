@@ -26,7 +26,9 @@ def judged() -> list[Judgement]:
     return verify_many(completions, golds, kinds, choices, timeout_s=2.0)
 
 
-@pytest.mark.parametrize("index", range(len(ALL)), ids=lambda i: ALL[i][0][:30].encode("ascii", "replace").decode() or "empty")
+@pytest.mark.parametrize(
+    "index", range(len(ALL)), ids=lambda i: ALL[i][0][:30].encode("ascii", "replace").decode() or "empty"
+)
 def test_case(judged: list[Judgement], index: int) -> None:
     verdict, wanted = judged[index].verdict.value, ALL[index][4]
     if wanted == N:
@@ -139,12 +141,21 @@ def test_any_text_gets_a_verdict(completion: str, gold: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(-999, 999), st.lists(st.integers(-999, 999), min_size=1, max_size=6), st.sampled_from([", ", " or ", " and ", "; "]))
+@given(
+    st.integers(-999, 999),
+    st.lists(st.integers(-999, 999), min_size=1, max_size=6),
+    st.sampled_from([", ", " or ", " and ", "; "]),
+)
 def test_a_list_of_guesses_is_never_rewarded(gold: int, others: list[int], joint: str) -> None:
     guesses = [str(n) for n in dict.fromkeys([*others, gold])]
     if len(guesses) < 2:
         return
     listed = joint.join(guesses)
-    for completion in (f"\\boxed{{{listed}}}", f"The answer is {listed}.", f"<answer>{listed}</answer>", joint.join(f"\\boxed{{{g}}}" for g in guesses)):
+    for completion in (
+        f"\\boxed{{{listed}}}",
+        f"The answer is {listed}.",
+        f"<answer>{listed}</answer>",
+        joint.join(f"\\boxed{{{g}}}" for g in guesses),
+    ):
         judgement = verify(completion, str(gold), "number", timeout_s=5.0)
         assert not judgement.correct, (completion, judgement)

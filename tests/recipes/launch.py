@@ -1,0 +1,75 @@
+"""Run a recipe the way a user does: its real command line, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "grpo_math.py"
+# Six small steps on generated sums; each completion is a handful of tokens.
+SMALL = [
+    "--eval_samples", "0", "--max_train_samples", "64",
+    "--per_device_train_batch_size", "16", "--num_generations", "4", "--max_completion_length", "6", "--max_steps", "6",
+    "--learning_rate", "1e-3", "--gradient_checkpointing", "false", "--save_steps", "2", "--logging_steps", "1",
+]  # fmt: skip
+
+
+def command(output_dir: Path, *flags: str, accelerate: str | None = None) -> list[str]:
+    """`python recipes/grpo_math.py …`, or `accelerate launch --config_file recipes/accelerate/<accelerate>.yaml …`."""
+    start = [sys.executable]
+    if accelerate is not None:
+        words = accelerate.split()
+        config = words[0] if words[0].endswith(".yaml") else str(ROOT / "recipes" / "accelerate" / f"{words[0]}.yaml")
+        start += ["-m", "accelerate.commands.launch", "--config_file", config, *words[1:]]
+    return [*start, str(RECIPE), "--output_dir", str(output_dir), *flags]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "30"}
+
+
+def run(words: Sequence[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def metrics(output_dir: Path) -> list[dict[str, Any]]:
+    path = output_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _signal_tree(pid: int, number: int) -> None:
+    """To the process and all it started: a launcher puts its workers into sessions of their own."""
+    parent = psutil.Process(pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def run_and_signal(words: Sequence[str], output_dir: Path, step: int, number: int, timeout: float = 300) -> str:
+    """Start the command, send the signal to all its processes once `step` is done, wait for the end, return its output."""
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + timeout
+    while process.poll() is None and not any(row["step"] >= step for row in metrics(output_dir)):
+        if time.monotonic() > deadline:
+            _signal_tree(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"step {step} was not reached in {timeout} s")
+        time.sleep(0.02)
+    if process.poll() is None:
+        _signal_tree(process.pid, number)
+    output, _ = process.communicate(timeout=timeout)
+    return output
