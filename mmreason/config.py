@@ -29,7 +29,7 @@ import sys
 import tempfile
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -50,7 +50,7 @@ from mmreason._values import (
     nearest,
     plain,
 )
-from mmreason.types import ConfigError
+from mmreason.types import ConfigError, MMReasonError
 
 T = TypeVar("T")
 
@@ -189,6 +189,22 @@ def save_config(cfg: Any, path: str | os.PathLike[str], header: str | None = Non
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def run_as_script(main: Callable[[], None]) -> None:
+    """Run a script's `main` and end the process as its user expects.
+
+    A `MMReasonError` becomes one message without a traceback and exit code 1; of several processes the others name
+    themselves, so that an error of one of them alone is told apart. Ctrl-C where nothing catches it: exit code 130.
+    """
+    try:
+        main()
+    except MMReasonError as error:
+        rank = os.environ.get("RANK", "0")
+        sys.exit(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 # --------------------------------------------------------------------------------------------------------------------

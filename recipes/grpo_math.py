@@ -1,8 +1,8 @@
 """GRPO on maths problems: sample answers, check them, make the right ones likelier.
 
-    accelerate launch recipes/grpo_math.py                                              # a tiny example, made by the code
-    accelerate launch recipes/grpo_math.py --config recipes/configs/grpo_math/cpu.yaml  # GSM8K on the CPU, vLLM rollouts
-    accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/grpo_math.py --config YAML --learning_rate 2e-6
+    accelerate launch recipes/grpo_math.py                                  # a tiny example, made by the code
+    accelerate launch recipes/grpo_math.py --config recipes/configs/grpo_math/cpu.yaml      # GSM8K, CPU, vLLM
+    accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/grpo_math.py --config YAML --beta 0.01
 
 Every option has a line in --help. Running the same command again continues an interrupted run.
 """
@@ -10,13 +10,15 @@ Every option has a line in --help. Running the same command again continues an i
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from mmreason.config import parse_config, save_config
+from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments, PolicyConfig, RewardArguments
-from mmreason.types import ConfigError, MMReasonError
+from mmreason.types import ConfigError
 
+HOW_TO_GO_ON = {False: "Run the same command to continue.", True: "save_only_model: it can't be continued."}
 EMBEDDED = Path(__file__).parent / "configs" / "grpo_math" / "embedded.yaml"
 
 
@@ -24,42 +26,48 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not any(flag.startswith(("--config", "--model_name_or_path", "--model-name-or-path")) for flag in argv):
         argv = ["--config", str(EMBEDDED), *argv]
-    options = parse_config((ModelArguments, DataArguments, RewardArguments, PolicyConfig), argv, "grpo_math.py", __doc__)
+    options = parse_config(
+        (ModelArguments, DataArguments, RewardArguments, PolicyConfig), argv, "grpo_math.py", __doc__
+    )
+    as_given = deepcopy(options)
     model_args, data, reward_args, args = options
 
-    # 1. Fail early: rewards, output folder and vLLM are checked before a model is loaded.
+    # 1. Fail early: rewards, vLLM, output folder and checkpoint are checked before a model is loaded.
     from mmreason.rewards import load_rewards
     from mmreason.rollout.vllm import require_vllm
     from mmreason.trainers.distributed import build_accelerator
-    from mmreason.trainers.state import open_output_dir
+    from mmreason.trainers.state import find_checkpoint, open_output_dir
 
     rewards = load_rewards(reward_args.reward_funcs)
     if reward_args.reward_weights is not None and len(reward_args.reward_weights) != len(rewards):
-        raise ConfigError(f"reward_weights has {len(reward_args.reward_weights)} numbers for {len(rewards)} reward_funcs")
+        raise ConfigError(
+            f"reward_weights has {len(reward_args.reward_weights)} numbers for {len(rewards)} reward_funcs"
+        )
     if args.use_vllm:
         require_vllm()
     accelerator = build_accelerator(args)
-    say = accelerator.print
-    open_output_dir(args.output_dir, run_identity(model_args, data, args), args.overwrite_output_dir, accelerator.is_main_process)
+    say, is_main = accelerator.print, accelerator.is_main_process
+    identity = run_identity(model_args, data, args)
+    open_output_dir(args.output_dir, identity, args.overwrite_output_dir, is_main, as_given)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_config(options, Path(args.output_dir) / "config.yaml")
+    checkpoint = find_checkpoint(args.output_dir, args.resume)
 
-    # 2. Model and tokenizer: any causal LM, any vision-language model (used on text here).
+    # 2. Problems: rows become prompts; rows that can't be used are named before GPU time is spent.
     from mmreason.models.loading import add_lora, load_policy_model, load_tokenizer
 
     if model_args.model_name_or_path is None:
-        say("No model was named: using a tiny, randomly initialised decoder made by the code. It shows the loop, not reasoning.")
+        say("No model was named: using a tiny random decoder made by the code. It shows the loop, not reasoning.")
         model_args.model_name_or_path = make_tiny_model(args, accelerator)
     tokenizer = load_tokenizer(model_args)
-    model = load_policy_model(model_args)
-    reference = load_policy_model(model_args) if args.beta > 0 and not model_args.use_peft else None
-    if model_args.use_peft:
-        model = add_lora(model, model_args)
-
-    # 3. Problems: rows become prompts; rows that can't be used are named before GPU time is spent.
     train, held_out = load_problems(data, args, tokenizer, say)
     prompts = tokenized(train, tokenizer, args)
+    held_out_prompts = tokenized(held_out, tokenizer, args) if held_out is not None else []
+
+    # 3. Model: any causal LM, any vision-language model (used on text here), whole or with an adapter.
+    model = load_policy_model(model_args, accelerator)
+    reference = load_policy_model(model_args, accelerator) if args.beta > 0 and not model_args.use_peft else None
+    if model_args.use_peft:
+        model = add_lora(model, model_args)
 
     # 4. The loop: rollout → reward → advantage → update (mmreason/trainers/policy.py).
     from mmreason.trainers.policy import PolicyTrainer
@@ -76,20 +84,21 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint=model_args.model_name_or_path,
         ref_model=reference,
     )
-    checkpoint = find_checkpoint(trainer, args.resume)
     if checkpoint is not None:
         trainer.resume(checkpoint)
+        trainer.checkpoints.abandon_after(trainer.state.step)
         say(f"Continuing from {checkpoint} at step {trainer.state.step} of {trainer.total_steps}.")
+    if trainer.state.step >= trainer.total_steps:
+        say("Nothing to train: this run is finished. A larger --max_steps goes on, --overwrite_output_dir starts over.")
 
     # 5. Accuracy on held-out problems before and after, with the verifier that gave the reward.
     from mmreason.trainers.evaluation import Evaluations
 
-    held_out_ids = tokenized(held_out, tokenizer, args) if held_out is not None else []
-    evaluations = Evaluations(trainer, held_out, held_out_ids, data.eval_num_generations, args.output_dir)
+    evaluations = Evaluations(trainer, held_out, held_out_prompts, data.eval_num_generations, args.output_dir)
     evaluations.run("before")
     state = trainer.train()
     if state.step < trainer.total_steps:
-        say(f"Stopped at step {state.step} of {trainer.total_steps}, saved. Run the same command to continue.")
+        say(f"Stopped at step {state.step} of {trainer.total_steps}, saved.", HOW_TO_GO_ON[args.save_only_model])
     else:
         evaluations.run("after")
         say(evaluations.table())
@@ -102,11 +111,14 @@ def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig)
     return {
         "model_name_or_path": model.model_name_or_path,
         "use_peft": model.use_peft,
+        "lora_r": model.lora_r if model.use_peft else None,
         "dataset_name": data.dataset_name,
         "dataset_train_split": data.dataset_train_split,
+        "max_train_samples": data.max_train_samples,
         "seed": args.seed,
         "num_generations": args.num_generations,
         "generation_batch_size": args.generation_batch_size,
+        "num_iterations": args.num_iterations,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
     }
 
@@ -152,11 +164,15 @@ def load_problems(data: DataArguments, args: PolicyConfig, tokenizer: Any, say: 
             held_out = load(data.dataset_test_split, data.eval_samples)
         elif data.eval_samples:
             train, held_out = split_holdout(train, min(data.eval_samples, len(train) // 2), args.seed)
-    checks = {"on_bad_row": data.on_bad_row, "chat_template_kwargs": args.chat_template_kwargs}
-    train, dropped = check_prompts(train, tokenizer, data.max_prompt_length, **checks)
-    if held_out is not None:
-        held_out, _ = check_prompts(held_out, tokenizer, data.max_prompt_length, **checks)
-    say(f"{len(train)} training problems, {len(held_out or [])} held out" + (f"; dropped {dropped}" if dropped else ""))
+
+    def check(rows: Any) -> tuple[Any, dict[str, int]]:
+        limit, kwargs = data.max_prompt_length, args.chat_template_kwargs
+        return check_prompts(rows, tokenizer, limit, on_bad_row=data.on_bad_row, chat_template_kwargs=kwargs)
+
+    (train, dropped), (held_out, lost) = check(train), check(held_out) if held_out is not None else (None, {})
+    say(f"{len(train)} training problems, {len(held_out or [])} held out")
+    if dropped or lost:
+        say(f"dropped from the training problems: {dropped or 'none'}, from the held-out ones: {lost or 'none'}")
     return train, held_out
 
 
@@ -166,18 +182,5 @@ def tokenized(rows: Any, tokenizer: Any, args: PolicyConfig) -> list[list[int]]:
     return [render_prompt(prompt, tokenizer, args.chat_template_kwargs) for prompt in rows["prompt"]]
 
 
-def find_checkpoint(trainer: Any, resume: str) -> Path | None:
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return trainer.checkpoints.latest()
-    if not Path(resume).is_dir():
-        raise ConfigError(f"--resume {resume}: no such checkpoint folder; 'auto' takes the newest in output_dir")
-    return Path(resume)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except MMReasonError as error:
-        sys.exit(f"error: {error}")
+    run_as_script(main)

@@ -5,7 +5,7 @@ server is a single-threaded process that imports nothing of the trainer (no torc
 and a replacement for a killed worker is ready in milliseconds. It reads one command a message:
 
 - `F` with one file descriptor: fork a worker that serves that socket; answers with the worker's pid;
-- `K pid`: kill and reap that worker (only children not yet reaped can be killed, so a pid is never mistaken).
+- `K pid`: kill that worker and reap it later (only children not yet reaped are killed: a pid is never mistaken).
 
 When its socket closes (the trainer ended, however it ended) it kills all workers and exits. A worker reads lines of
 JSON `[operation, gold, answer]` (ASCII, so that any string survives) and writes one line of verdict for each, in
@@ -87,11 +87,18 @@ def _fork(descriptor: int, control: socket.socket) -> int:
         os._exit(code)
 
 
-def _kill(pid: int, children: set[int]) -> None:
+def _kill(pid: int, children: set[int], dying: set[int]) -> None:
     if pid in children:
         children.discard(pid)
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        dying.add(pid)
+
+
+def _reap(dying: set[int]) -> None:
+    """Collects the killed workers that have ended; freeing much memory takes a while, and nobody waits for it."""
+    for pid in list(dying):
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            dying.discard(pid)
 
 
 def main(descriptor: int) -> None:
@@ -103,6 +110,7 @@ def main(descriptor: int) -> None:
     _symbolic.harden()
     _symbolic.warm_up()
     children: set[int] = set()
+    dying: set[int] = set()
     control = socket.socket(fileno=descriptor)
     # Whatever was wrong at the start could be read from stderr; from here on nobody reads it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -112,6 +120,7 @@ def main(descriptor: int) -> None:
             message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
             if not message:
                 return
+            _reap(dying)
             for line in message.decode("ascii").splitlines():
                 if line == "F" and descriptors:
                     pid = _fork(descriptors[0], control)
@@ -119,11 +128,11 @@ def main(descriptor: int) -> None:
                     children.add(pid)
                     control.sendall(f"{pid}\n".encode())
                 elif line.startswith("K "):
-                    _kill(int(line[2:]), children)
+                    _kill(int(line[2:]), children, dying)
                     control.sendall(b"0\n")
     finally:
         for pid in list(children):
-            _kill(pid, children)
+            _kill(pid, children, dying)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,9 @@ def _enumeration(rest: str, first: str, allowed: str) -> bool:
     return len({match.group(1) for match in others}) >= 2 or re.search(r"[.。!?]\s", rest[: others[0].start()]) is None
 
 
+_REFUTED = re.compile(r"[\s)\].*]*(?:is|was|are|seems|can)\s*(?:n't|not\b|(?:also\s+)?(?:incorrect|wrong|false)\b)")
+
+
 def letters_for(choices: Choices) -> str:
     """The labels that exist: one per choice, A-J where the choices aren't known."""
     return LETTERS[: len(choices)] if choices else DEFAULT_LETTERS
@@ -160,6 +163,8 @@ def read_letter(span: str, choices: Choices = None, *, alone: bool = False) -> s
         return None
     if _sequence(rest, letter, allowed) or _enumeration(rest, letter, allowed):
         return ""
+    if _REFUTED.match(rest):
+        return None
     tail = rest.strip(_EDGE)
     if not tail:
         return letter
@@ -288,3 +293,41 @@ def gold_letter(gold: str, choices: Choices) -> str | None:
             return LETTERS[index]
     letter = read_letter(clean_math(text), choices)
     return letter or None
+
+
+_SAID = re.compile(r"(?:^|[,;:]\s*|\bis\s+|\banswer\s+)(yes|no)(?=[.,;!]|$)|\b(true|false)\b")
+_DENIED = re.compile(r"\b(?:not|never|neither|nor|no|cannot|unlikely)\b|n't\b")
+
+
+def conclude_yesno(line: str) -> str | None:
+    """ "yes" or "no" where the last line of a text concludes with exactly one of them ("it is false")."""
+    text = plain(line[-600:])
+    if _NOT_TRUE.search(text):
+        return None
+    said = {_side(first or second) for first, second in _SAID.findall(text)}
+    return said.pop() if len(said) == 1 else None
+
+
+_SO = re.compile(r"(?:\bso|\bthus|\btherefore|\bhence|\bit'?s|\bis)[\s,:]*[(*]*([A-Z])[)*]*[.\s]*$", re.IGNORECASE)
+
+
+def conclude_choice(line: str, choices: Choices) -> str | None:
+    """The label with which a last line ends ("So B.") or whose own text it ends with ("It is the nucleus."), else None.
+
+    The text has to be the only option in that sentence, and nothing in the sentence may deny it.
+    """
+    sentence = re.split(r"(?<=[.!?。])\s+", line.strip()[-400:])[-1]
+    match = _SO.search(sentence)
+    if match is not None and match.group(1).isupper() and match.group(1) in letters_for(choices):
+        return None if _DENIED.search(sentence.casefold()) else match.group(1)
+    text = plain(sentence)
+    if not choices or not text or _DENIED.search(text):
+        return None
+    named = [
+        index
+        for index, (words, _) in enumerate(_keys(tuple(choices)))
+        if len(words) >= 3 and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text)
+    ]
+    if len(named) != 1 or not text.endswith(_keys(tuple(choices))[named[0]][0]):
+        return None
+    return LETTERS[named[0]]

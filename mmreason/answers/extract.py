@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mmreason.answers.choices import read_choice, read_letter, read_yesno
+from mmreason.answers.choices import conclude_choice, conclude_yesno, read_choice, read_letter, read_yesno
 from mmreason.answers.normalize import MAX_ANSWER, brace_pairs, fold
 from mmreason.answers.numbers import parse_number
 from mmreason.answers.spans import read_math, read_number, read_text
@@ -28,10 +28,13 @@ from mmreason.answers.types import Choices, Extraction, Kind
 TAIL = 16_384
 """Characters at the end of a completion that are searched."""
 
+_END = 4000  # characters at the end of the text in which fallbacks look for lines
+
 _BLANK = Extraction(None, None, None)
 
 
 # Long runs of one blank would make "blanks, then a word" patterns quadratic; no answer needs them.
+_RUNS = (" " * 9, "\n" * 5, "*" * 5, "_" * 9)  # a plain search for these is faster than the pattern
 _RUN = re.compile(r" {9,}|\n{5,}|\*{5,}|_{9,}")
 
 
@@ -56,7 +59,8 @@ def final_part(text: str) -> tuple[str, bool]:
         strict = False
     if len(text) > TAIL:
         text = text[-TAIL:]
-    return _RUN.sub(_shorten, fold(text)), strict
+    text = fold(text)
+    return (_RUN.sub(_shorten, text) if any(run in text for run in _RUNS) else text), strict
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -150,10 +154,24 @@ def _hashed(body: str) -> tuple[int, int, str] | None:
     return at, end, text
 
 
-_KEYWORDS = ("answer", "ans", "result is", "option", "choice", "答案", "选", "solution is", "答:")
+_KEYWORDS = (
+    "answer",
+    "choose",
+    "select",
+    "pick",
+    "ans",
+    "result is",
+    "option",
+    "choice",
+    "答案",
+    "选",
+    "solution is",
+    "答:",
+)
 _IS = r"(?:is|are|was|equals|should\s+be|would\s+be|will\s+be|must\s+be|has\s+to\s+be|comes\s+to)"
 _STRONG = r"[\s*_\"'`)]{0,12}"
 _MIDDLE = r"[^.\n:=?]{0,80}?"
+_PICK = r"(?:\s+(?:option|choice|answer|letter))?\s*:?\s*(?=[(*]{0,3}[A-J]\b)"
 _AFTER = {
     "answer": re.compile(
         rf"answers?{_STRONG}(?:\([^()\n]{{0,40}}\))?{_STRONG}(?::|=|-(?=\s)|(?=[A-J]\b|\$|\\boxed|\([A-Ja-j]\)|\d+\s*\.?\s*$)|"
@@ -167,7 +185,8 @@ _AFTER = {
     "solution is": re.compile(r"solution\s+is(?:\s+therefore)?\s*:?", re.IGNORECASE),
     "option": re.compile(rf"(?:option{_STRONG}(?::|{_IS}\b\s*:?)|option(?=\s+\(?[A-J]\b))", re.IGNORECASE),
     "choice": re.compile(rf"(?:choice{_STRONG}(?::|{_IS}\b\s*:?)|choice(?=\s+\(?[A-J]\b))", re.IGNORECASE),
-    "答案": re.compile(r"答案(?:应该是|应该为|应为|应是|就是|选择|选|是|为|:|=)?\s*:?"),
+    **{verb: re.compile(verb + _PICK, re.IGNORECASE) for verb in ("choose", "select", "pick")},
+    "答案": re.compile(r"答案\]?(?:应该是|应该为|应为|应是|就是|选择|选|是|为|:|=)?\s*:?"),
     "选": re.compile(r"选(?:项是|项为|项|择)?\s*:?\s*(?=[(\[]?[A-J])"),
     "答:": re.compile(r"答:"),
 }
@@ -177,7 +196,7 @@ _BEFORE = re.compile(
 )
 """What stands before "answer" in "C is the correct answer"."""
 _WORDY = re.compile(r"[A-Za-z]")
-_CHOICE_ONLY = frozenset(("option", "choice", "选"))
+_CHOICE_ONLY = frozenset(("choose", "select", "pick", "option", "choice", "选"))
 _MAX_TRIES = 24
 
 
@@ -330,15 +349,16 @@ def _fallback(body: str, kind: Kind | None, choices: Choices) -> tuple[str, str]
     text = body.strip()
     if not text:
         return None
-    lines = [line for line in text[-4000:].splitlines() if line.strip()]
+    lines = [line for line in text[-_END:].splitlines() if line.strip()]
     if kind == "choice":
         return _fallback_choice(text, lines, choices)
     if kind == "yesno":
-        for line in (lines[-1], lines[0]):
+        for line in _outer_lines(text, lines):
             said = read_yesno(line)
             if said is not None:
                 return (said or line.strip()), "yesno"
-        return None
+        said = conclude_yesno(lines[-1])
+        return None if said is None else (said, "yesno")
     if kind == "text":
         return (text, "whole") if len(text) <= MAX_ANSWER else None
     if kind == "number":
@@ -372,9 +392,11 @@ def _whole_math(text: str) -> str | None:
 
 def _fallback_choice(text: str, lines: list[str], choices: Choices) -> tuple[str, str] | None:
     if len(lines) == 1 and len(text) <= 400:
-        letter = read_choice(text, choices, alone=False) if len(text) < 60 else read_choice(text, choices, alone=True)
+        letter = read_choice(text, choices, alone=len(text) >= 60)
+        if letter is None and (ending := conclude_choice(text, choices)) is not None:
+            return ending, "choice"
         return None if letter is None else ((letter or text), "whole")
-    for line in (lines[-1], lines[0]):
+    for line in _outer_lines(text, lines):
         letter = read_letter(line, choices, alone=True) if len(line) < 200 else None
         if letter is None and choices:
             letter = read_choice(line, choices, alone=True)
@@ -382,7 +404,14 @@ def _fallback_choice(text: str, lines: list[str], choices: Choices) -> tuple[str
             return None
         if letter:
             return letter, "choice"
-    return None
+    letter = conclude_choice(lines[-1], choices)
+    return None if letter is None else (letter, "choice")
+
+
+def _outer_lines(text: str, lines: list[str]) -> list[str]:
+    """The last line and the first one, each only where its beginning wasn't cut off."""
+    last = lines[-1:] if len(lines) > 1 or len(text) <= _END else []
+    return last if len(text) >= TAIL - 16 else [*last, text.split("\n", 1)[0]]
 
 
 def _enumerates(lines: list[str], choices: Choices) -> bool:

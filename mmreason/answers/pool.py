@@ -108,7 +108,7 @@ class _ForkServer:
         return pid, ours
 
     def kill(self, pid: int) -> None:
-        """Kills and reaps a worker."""
+        """Kills a worker; the server reaps it."""
         self.socket.sendall(f"K {pid}\n".encode())
         self._line()
 

@@ -32,8 +32,8 @@ _TOKEN = re.compile(r"\\[{}]|\\begin\b|\\end\b|\\[a-zA-Z]+|\\.|[()\[\]{}]|,|;|\|
 _TEXT_JOIN = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|,?\s+(?:and|or)\s+|,?\s*\\(?:land|lor|quad|qquad)(?![A-Za-z])|\s*[、]\s*|或|和"
 )
-_ELEMENT = re.compile(r"^\s*[A-Za-z](?:_\{?\w\}?)?\s*(?:\\in|=)\s*")
-_NAMED = re.compile(r"^\s*([A-Za-z](?:_\{?\w{1,3}\}?)?)\s*=\s*(?=[^=])")
+_ELEMENT = re.compile(r"^\s*(?:[A-Za-z](?:_\{?\w\}?)?|\([a-z](?:\s*,\s*[a-z]){1,4}\))\s*(?:\\in|=)\s*")
+_NAMED = re.compile(r"^\s*(?:\\(?:mathbf|vec|overrightarrow|mathrm)\{)?([A-Za-z](?:_\{?\w{1,3}\}?)?)\}?\s*=\s*(?=[^=])")
 
 
 def split_top(text: str) -> list[str] | None:
@@ -173,7 +173,7 @@ def same_ratio(gold: str, answer: str) -> bool | None:
 
     Two digits after the colon may be minutes: such a gold is matched exactly, never in proportion.
     """
-    left, right = _CLOCK.fullmatch(gold), _CLOCK.fullmatch(answer)
+    left, right = (_CLOCK.fullmatch(text.replace("\\text{", " ").replace("}", "")) for text in (gold, answer))
     if left is not None:
         if right is not None:
             same_half = not left[2] or not right[2] or left[2].lower() == right[2].lower()

@@ -53,13 +53,14 @@ def _read_chat_template(path: str) -> str:
     return str(template)
 
 
-def load_policy_model(args: Any) -> Any:
+def load_policy_model(args: Any, accelerator: Any = None) -> Any:
     """The model, as an AutoModelForCausalLM or, for vision-language checkpoints, AutoModelForImageTextToText.
 
     Weights come from safetensors only, and no code that ships with a checkpoint runs unless `trust_remote_code` is set.
 
     Args:
-        args: ModelArguments.
+        args: ModelArguments. accelerator: with tensor parallelism in its parallelism_config, weights are split while
+            loading, by the plan of the model's transformers class.
 
     Raises:
         ConfigError: nothing can be loaded from `model_name_or_path`; the message has transformers' reason.
@@ -70,6 +71,7 @@ def load_policy_model(args: Any) -> Any:
 
     source = args.model_name_or_path
     common = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    split = _tensor_parallel_settings(accelerator)
     try:
         config = AutoConfig.from_pretrained(source, **common)
         sees = type(config) in AutoModelForImageTextToText._model_mapping
@@ -81,9 +83,20 @@ def load_policy_model(args: Any) -> Any:
             attn_implementation=args.attn_implementation,
             use_safetensors=True,
             **common,
+            **split,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model_name_or_path={source!r} can't be loaded: {_first_line(error)}") from error
+
+
+def _tensor_parallel_settings(accelerator: Any) -> dict[str, Any]:
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    if parallelism is None or not parallelism.tp_enabled:
+        return {}
+    from transformers.distributed import DistributedConfig
+
+    mesh = accelerator.torch_device_mesh["tp"]
+    return {"distributed_config": DistributedConfig(tp_size=parallelism.tp_size), "device_mesh": mesh}
 
 
 def add_lora(model: Any, args: Any) -> Any:

@@ -25,17 +25,24 @@ _CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte plus five special tokens: any text round-trips, and numbers are spelled digit by digit."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    """One token per byte plus five special tokens: any text round-trips, and numbers are spelled digit by digit.
+
+    transformers loads the tokenizer beside a Qwen2 model as Qwen2Tokenizer, whatever class was saved. So it has that
+    one's normaliser (Unicode NFC), and names every special token that the class would otherwise add to the vocabulary.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in (PAD, END, SYSTEM, USER, ASSISTANT)]
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, model_max_length=2048)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=PAD, eos_token=END, model_max_length=2048
+    )
     fast.chat_template = _CHAT_TEMPLATE
     return fast
 
@@ -44,7 +51,7 @@ def tiny_decoder(size: str = "xs", *, seed: int = 0, **overrides: Any) -> PreTra
     """A randomly initialised float32 Qwen2 decoder over `tiny_tokenizer`'s vocabulary.
 
     Args:
-        size: a key of TINY_SIZES ("xs" has 0.1M parameters, "s" 1.5M).
+        size: a key of TINY_SIZES ("xs" has 0.1M parameters, "s" 1.3M).
         seed: of the initialisation; the process-wide generators are left as they were.
         overrides: fields of Qwen2Config.
     """

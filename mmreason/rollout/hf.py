@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.models import unwrap_model_for_generation
 
+from mmreason.rollout.parallel import data_rank
 from mmreason.rollout.types import Completion, Request, Sampling
 
 
@@ -127,7 +128,7 @@ class HFEngine:
         # resumed run draws what the unbroken one drew, whatever else used random numbers in between.
         try:
             with torch.random.fork_rng(devices=devices), torch.no_grad():
-                torch.manual_seed(seed + 7919 * self.accelerator.process_index)
+                torch.manual_seed(seed + 7919 * data_rank(self.accelerator))
                 config = self._generation_config(sampling)
                 checkpointing = self.gradient_checkpointing_kwargs
                 with (

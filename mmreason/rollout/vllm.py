@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from mmreason.rollout.parallel import data_rank
 from mmreason.rollout.types import Completion, Request, Sampling
 from mmreason.rollout.weights import full_weights
 from mmreason.types import ConfigError
@@ -45,6 +46,7 @@ def _sampling_params(sampling: Sampling, n: int, eos: Sequence[int], banned: Seq
         "repetition_penalty": sampling.repetition_penalty,
         "logprobs": 0,  # the sampled token's own
         "stop_token_ids": list(eos),
+        "ignore_eos": True,  # the tokenizer's end token ends nothing unless it is one of `eos`, as in HF generate
         "detokenize": False,
     }
     if banned:
@@ -109,6 +111,8 @@ class VLLMColocateEngine:
                 f"vllm_tensor_parallel_size={tensor_parallel_size} must divide the number of processes "
                 f"({accelerator.num_processes})"
             )
+        if not on_gpu:
+            _refuse_experts(checkpoint, trust_remote_code)
         self._tp_group = self._make_tp_group()
         self._prepare_environment()
         from vllm import LLM
@@ -199,7 +203,9 @@ class VLLMColocateEngine:
         ]
         # vLLM's sampler draws from torch's global generator. One seed per call, the same within a tensor-parallel
         # group, makes the call repeatable without the cost of a generator per request.
-        group = self.accelerator.process_index // self.tensor_parallel_size
+        group = data_rank(self.accelerator)
+        if self.tensor_parallel_size > 1:
+            group = self.accelerator.process_index // self.tensor_parallel_size
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed + 7919 * group)
@@ -240,6 +246,18 @@ def _is_multimodal(checkpoint: str, trust_remote_code: bool) -> bool:
 
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     return hasattr(config, "vision_config")
+
+
+def _refuse_experts(checkpoint: str, trust_remote_code: bool) -> None:
+    """After `reload_weights` vLLM 0.31's CPU kernel for experts gives other log-probabilities, without an error."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code).get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ConfigError(
+            f"{checkpoint}: vLLM on the CPU computes with wrong expert weights once they have been renewed; sample "
+            "this mixture-of-experts model with use_vllm: false, or on a GPU"
+        )
 
 
 class VLLMServerEngine:

@@ -1,4 +1,4 @@
-"""The policy's full weights, one tensor at a time, under the names of its checkpoint: what an engine is fed with."""
+"""The policy's full weights, one tensor at a time, under transformers' parameter names: what an engine is fed with."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def full_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Te
 
 
 def _materialise(param: Tensor, backend: DistributedBackend) -> Tensor:
-    if backend.fsdp_version == 2 and hasattr(param, "full_tensor"):
+    if hasattr(param, "full_tensor"):  # a DTensor: FSDP2, tensor parallel
         return param.full_tensor().detach()
     # Under ZeRO-3 the gathered storage is freed when the context closes, so what is handed out must be a copy.
     return param.detach().clone() if backend.is_zero3 else param.detach()

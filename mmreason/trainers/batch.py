@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmreason.trainers.state import CheckpointError
+
 
 @dataclass
 class Samples:
@@ -51,9 +53,16 @@ class Samples:
 
     @classmethod
     def load(cls, path: Path) -> Samples:
+        """Read what `save` wrote. Raises CheckpointError naming the file."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return cls(**pq.read_table(path).to_pydict())
+        try:
+            return cls(**pq.read_table(path).to_pydict())
+        except (OSError, pa.ArrowException, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: the rollout in flight can't be read ({error}); name another checkpoint with --resume"
+            ) from error
 
 
 def unpad(values: Tensor, completions: Sequence[Sequence[int]]) -> list[list[float]]:

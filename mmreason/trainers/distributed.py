@@ -12,12 +12,13 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from torch import Tensor, nn
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
+from mmreason.rollout.parallel import data_rank, tensor_parallel_size
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.types import ConfigError
 
 
 def build_accelerator(args: PolicyConfig) -> Accelerator:
-    """Make the Accelerator, resolve the batch options for its number of processes, and seed all generators.
+    """Make the Accelerator, resolve the batch options for its processes, and seed all generators.
 
     Call it before the model is loaded: under ZeRO-3 its plugin makes `from_pretrained` shard while loading.
     """
@@ -25,8 +26,8 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
     if bf16 is None:
         bf16 = not args.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         args.bf16 = bf16
-    # Accelerate guesses the backend from the accelerator; without one, torchrun-style launches have to be told: `cpu` for
-    # plain data parallelism, `gloo` for DeepSpeed (where `cpu=True` would switch DeepSpeed off).
+    # Accelerate guesses the backend from the accelerator; without one, torchrun-style launches have to be told: `cpu`
+    # for plain data parallelism, `gloo` for DeepSpeed (where `cpu=True` would switch DeepSpeed off).
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
     under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     accelerator = Accelerator(
@@ -35,8 +36,15 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
         cpu=on_cpu and not under_deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and under_deepspeed else None,
         log_with=[t for t in args.report_to if t != "none"] or None,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+        project_config=ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"
+        ),
     )
+    if tensor_parallel_size(accelerator) > 1 and not args.save_only_model:
+        raise ConfigError(
+            "tensor parallelism: the optimizer state of split tensors can't be saved yet; add --save_only_model true "
+            "(such a run can't be resumed), or shard with ZeRO-3 or FSDP2 instead"
+        )
     args.resolve(data_parallel_size(accelerator))
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
@@ -56,24 +64,19 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
     return accelerator
 
 
-def _tensor_parallel_size(accelerator: Accelerator) -> int:
-    config = getattr(accelerator, "parallelism_config", None)
-    return config.tp_size if config is not None and config.tp_enabled else 1
-
-
 def data_parallel_size(accelerator: Accelerator) -> int:
     """Processes that see different data: all of them, unless tensor parallelism makes some share a model."""
-    return accelerator.num_processes // _tensor_parallel_size(accelerator)
+    return accelerator.num_processes // tensor_parallel_size(accelerator)
 
 
 class DataParallel:
-    """Collectives over the processes that hold different data. Tensor-parallel partners hold the same and count once."""
+    """Collectives over processes that hold different data. Tensor-parallel partners hold the same and count once."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.partners = _tensor_parallel_size(accelerator)
+        self.partners = tensor_parallel_size(accelerator)
         self.size = data_parallel_size(accelerator)
-        self.rank = accelerator.process_index // self.partners
+        self.rank = data_rank(accelerator)
 
     def gather(self, rows: Tensor) -> Tensor:
         """(n, …) on each process → (size × n, …) in rank order on all."""
@@ -94,6 +97,13 @@ class DataParallel:
             return items
         every = gather_object([items])
         return [item for part in every[:: self.partners] for item in part]
+
+    def share(self, items: list[Any]) -> list[Any]:
+        """What the first tensor-parallel partner holds, on all partners: they must train on the very same samples."""
+        if self.partners == 1:
+            return items
+        every = gather_object([items])
+        return list(every[self.rank * self.partners])
 
     def any(self, flag: bool) -> bool:
         """True on all processes when it is true on one."""
@@ -152,7 +162,7 @@ def lr_schedule(args: PolicyConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def prepare_reference(model: Any, accelerator: Accelerator) -> Any:
-    """Put a frozen model on the device the way the backend wants it (sharded under ZeRO-3 and FSDP2)."""
+    """Put a frozen model on the device as the backend wants it (sharded under ZeRO-3 and FSDP2)."""
     model.requires_grad_(False)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return prepare_deepspeed(model, accelerator)

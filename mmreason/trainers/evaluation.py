@@ -10,6 +10,7 @@ from typing import Any
 from mmreason.rollout.evaluate import Accuracy
 from mmreason.trainers.policy import PolicyTrainer
 from mmreason.trainers.state import write_json
+from mmreason.types import MMReasonError
 
 
 class Evaluations:
@@ -38,17 +39,24 @@ class Evaluations:
         result = self.trainer.evaluate(self.dataset, self.prompt_ids, self.k)
         self.done[name] = {"step": step} | result.to_json()
         if self.trainer.accelerator.is_main_process:
-            write_json(self.path, self.done)
-        self.trainer.accelerator.print(f"{name} training (step {step}), {len(self.prompt_ids)} held-out problems:\n{result.table()}")
+            try:
+                write_json(self.path, self.done)
+            except OSError as error:
+                raise MMReasonError(f"{self.path} can't be written ({error}); the checkpoints are untouched") from error
+        self.trainer.accelerator.print(
+            f"{name} training (step {step}), {len(self.prompt_ids)} held-out problems:\n{result.table()}"
+        )
 
     def table(self) -> str:
         """Before and after next to each other, with 95 % Wilson intervals."""
+        if not self.done:
+            return "No held-out problems, so no accuracy was measured."
         rows = [("", "greedy", "greedy, strict", f"maj@{self.k}")]
         for name, result in self.done.items():
             cells = [
                 "-" if result[key] is None else str(Accuracy(result[key]["correct"], result[key]["n"]))
                 for key in ("greedy", "greedy_strict", "majority")
             ]
-            rows.append((f"{name} (step {result['step']})", *cells))
+            rows.append((f"{name} (step {result['step']})", cells[0], cells[1], cells[2]))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmreason.losses.advantages import GroupAdvantages, group_advantages
 from mmreason.losses.policy import BatchSize, aggregate, clipped_surrogate, importance_weights, kl_to_reference
@@ -33,6 +31,7 @@ from mmreason.trainers.batch import Samples, StepMetrics, unpad
 from mmreason.trainers.checkpointing import load_policy, save_policy
 from mmreason.trainers.distributed import DataParallel, build_optimizer, lr_schedule, prepare_reference
 from mmreason.trainers.records import RunRecords, tracker_config
+from mmreason.trainers.reporting import Reporter, decode
 from mmreason.trainers.state import Checkpoints, RunState, stop_on_signal
 
 
@@ -120,25 +119,19 @@ class PolicyTrainer:
         )
         self.checkpoints = Checkpoints(args.output_dir, self.parallel, args.save_total_limit)
         self.records = RunRecords(args.output_dir, accelerator.is_main_process)
+        self.reporter = Reporter(
+            args, self.state, self.parallel, self.records, self.dataset, tokenizer, self.total_steps
+        )
         self._samples: Samples | None = None
 
-    # --------------------------------------------------------------------------------------------------------------- the loop
+    # ---- the loop
 
     def train(self) -> RunState:
         """Run to `total_steps` (or to a signal, after saving) and return where the run stands."""
         args, state = self.args, self.state
         if args.report_to:
             self.accelerator.init_trackers("mmreason", config=tracker_config(args))
-        bar = tqdm(
-            total=self.total_steps,
-            initial=state.step,
-            desc="GRPO",
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # a log file wants lines, not frames
-        )
-        with stop_on_signal() as stop_asked, bar:
+        with stop_on_signal() as stop_asked, self.reporter.progress_bar() as bar:
             while state.step < self.total_steps:
                 started = time.perf_counter()
                 metrics: dict[str, float] = {}
@@ -150,7 +143,7 @@ class PolicyTrainer:
                 if state.updates_in_rollout == args.updates_per_rollout:
                     self._samples, state.updates_in_rollout = None, 0
                 state.seconds += time.perf_counter() - started
-                self._log(metrics | {"time/step": time.perf_counter() - started}, bar)
+                self.reporter.step(metrics | {"time/step": time.perf_counter() - started}, bar)
                 stop = self.parallel.any(stop_asked())
                 if stop or state.step == self.total_steps or (args.save_steps and state.step % args.save_steps == 0):
                     self.save()
@@ -158,7 +151,7 @@ class PolicyTrainer:
                     break
         return state
 
-    # ------------------------------------------------------------------------------------------------------- stage 1: rollout
+    # ---- stage 1: rollout
 
     def _rollout(self, metrics: dict[str, float]) -> Samples:
         """Sample G completions of the next prompts, reward them and turn rewards into advantages."""
@@ -167,6 +160,7 @@ class PolicyTrainer:
         requests, rows = self._next_requests()
         with _timed(metrics, "time/rollout"):
             groups = self.engine.generate(requests, self.sampling, self._seed(self.state.rollouts))
+            groups = self.parallel.share(groups)
         completions = [completion for group in groups for completion in group]
         samples = Samples(
             rows=rows,
@@ -176,7 +170,7 @@ class PolicyTrainer:
             truncated=[c.truncated for c in completions],
             in_loss=[not (c.truncated and self.args.mask_truncated_completions) for c in completions],
         )
-        texts = [self._decode(ids) for ids in samples.completion_ids]
+        texts = [decode(self.tokenizer, ids) for ids in samples.completion_ids]
         with _timed(metrics, "time/reward"):
             rewards = self._reward(samples, texts, metrics)
         per_func = self.parallel.gather(torch.tensor(rewards.per_func, device=self.accelerator.device))
@@ -184,11 +178,11 @@ class PolicyTrainer:
         with _timed(metrics, "time/score"):
             self._score_fixed(samples)
         self.state.rollouts += 1
-        self._describe(samples, texts, rewards, per_func, advantages, metrics)
+        self.reporter.rollout(samples, texts, rewards, per_func, advantages, metrics)
         return samples
 
     def _next_requests(self) -> tuple[list[Request], list[int]]:
-        """This process's share of the next prompts: a group is one request with n = G, or parts of it where it is shared."""
+        """This process's share of the next prompts. A group is one request with n = G; a shared one is split."""
         args = self.args
         local = args.per_device_train_batch_size * args.micro_batches_per_rollout
         total = local * self.parallel.size
@@ -202,10 +196,7 @@ class PolicyTrainer:
     def _seed(self, number: int) -> int:
         return (self.args.seed * 1_000_003 + number * 104_729) % 2**31
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    # -------------------------------------------------------------------------------------------------------- stage 2: reward
+    # ---- stage 2: reward
 
     def _columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         picked = [self.dataset[row] for row in dict.fromkeys(rows)]
@@ -236,10 +227,10 @@ class PolicyTrainer:
             rewards.extra["extracted"] = [None if j is None else j.answer for j in judged]
         return rewards
 
-    # ----------------------------------------------------------------------------------------------------- stage 3: advantage
+    # ---- stage 3: advantage
 
     def _advantages(self, per_func: Tensor, samples: Samples) -> GroupAdvantages:
-        """Groups may be spread over processes, so rewards are compared globally and each process keeps its slice."""
+        """Groups may be spread over processes: rewards are compared globally, each process keeps its slice."""
         args = self.args
         weights = torch.tensor(self.reward_weights or [1.0] * per_func.shape[1], device=per_func.device)
         result = group_advantages(
@@ -254,7 +245,7 @@ class PolicyTrainer:
         return result
 
     def _score_fixed(self, samples: Samples) -> None:
-        """Log-probabilities that stay what they are while this rollout is used: π_old where steps move away, and π_ref."""
+        """Log-probabilities that stay fixed while this rollout is used: π_old where updates move away, and π_ref."""
         if not self.args.aligned:
             samples.old_logps = self._score_all(self.policy, samples)
         if self.args.beta > 0:
@@ -284,7 +275,7 @@ class PolicyTrainer:
             with_entropy=with_entropy,
         )
 
-    # -------------------------------------------------------------------------------------------------------- stage 4: update
+    # ---- stage 4: update
 
     def _micro_batches(self, samples: Samples) -> Iterator[Samples]:
         size = self.args.per_device_train_batch_size
@@ -308,7 +299,8 @@ class PolicyTrainer:
             with accelerator.accumulate(self.policy):
                 loss = self.loss(batch, size, measured)
                 loss_sum += loss.detach()
-                # Shares add up to the loss, but Accelerate divides by the accumulation steps and data parallelism averages.
+                # Shares add up to the loss, but Accelerate divides by the accumulation steps and data parallelism
+                # averages over processes.
                 accelerator.backward(loss * (args.gradient_accumulation_steps * self.parallel.size))
                 if accelerator.sync_gradients:
                     norm = self._clip()
@@ -360,7 +352,7 @@ class PolicyTrainer:
         return aggregate(token_loss, mask, args.loss_type, size, args.max_completion_length)
 
     def _measure_engine(self, old: Tensor, sampled: Tensor, mask: Tensor, measured: StepMetrics) -> None:
-        """How far the engine's log-probabilities are from the trainer's: 0 and 1 when both compute the same policy."""
+        """How far the engine's log-probabilities are from the trainer's: 0, and ratio 1, for the same policy."""
         gap = torch.nan_to_num((old - sampled) * mask, nan=0.0)
         measured.mean("sampling/sampling_logp_difference/mean", gap.abs().sum(), mask.sum())
         measured.maximum("sampling/sampling_logp_difference/max", gap.abs().max())
@@ -380,91 +372,7 @@ class PolicyTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = value
 
-    # ----------------------------------------------------------------------------------------------------------- bookkeeping
-
-    def _describe(
-        self,
-        samples: Samples,
-        texts: list[str],
-        rewards: RewardBatch,
-        per_func: Tensor,
-        advantages: GroupAdvantages,
-        metrics: dict[str, float],
-    ) -> None:
-        """Metrics of the rollout under TRL's names, and its completions as a parquet."""
-        lengths = self.parallel.gather(
-            torch.tensor([len(ids) for ids in samples.completion_ids], device=self.accelerator.device)
-        ).float()
-        cut = self.parallel.gather(torch.tensor(samples.truncated, device=self.accelerator.device)).bool()
-        self.state.samples += len(lengths)
-        self.state.tokens += int(lengths.sum())
-        totals = advantages.rewards
-        scored = totals[~torch.isnan(totals)]
-        metrics |= {
-            "reward": scored.mean().item() if len(scored) else math.nan,
-            "reward_std": scored.std().item() if len(scored) > 1 else 0.0,
-            "frac_reward_zero_std": advantages.zero_std.float().mean().item(),
-            "completions/mean_length": lengths.mean().item(),
-            "completions/min_length": lengths.min().item(),
-            "completions/max_length": lengths.max().item(),
-            "completions/clipped_ratio": cut.float().mean().item(),
-        }
-        for i, name in enumerate(rewards.names):
-            metrics[f"rewards/{name}/mean"] = torch.nanmean(per_func[:, i]).item()
-        rows = self._rows(samples, texts, rewards)
-        verdicts = [row["verdict"] for row in rows if row.get("verdict") is not None]
-        for verdict in sorted(set(verdicts)):
-            metrics[f"verdict/{verdict}"] = verdicts.count(verdict) / len(verdicts)
-        self.records.rollout(self.state.rollouts, rows)
-        self._latest_rows = rows
-
-    def _rows(self, samples: Samples, texts: list[str], rewards: RewardBatch) -> list[dict[str, Any]]:
-        local = []
-        offset = self.parallel.rank * len(samples)
-        for i, text in enumerate(texts):
-            row = self.dataset[samples.rows[i]]
-            entry: dict[str, Any] = {
-                "rollout": self.state.rollouts,
-                "step": self.state.step,
-                "group": (offset + i) // self.args.num_generations,
-                "id": row.get("id"),
-                "prompt": self._decode(samples.prompt_ids[i]),
-                "completion": text,
-                "answer": row.get("answer"),
-                "prompt_length": len(samples.prompt_ids[i]),
-                "completion_length": len(samples.completion_ids[i]),
-                "truncated": samples.truncated[i],
-                "reward": float(rewards.total[i]),
-                "advantage": samples.advantages[i],
-                "completion_ids": samples.completion_ids[i],
-                "sampling_logps": samples.sampling_logps[i],
-            }
-            entry |= {f"rewards/{name}": float(rewards.per_func[i, j]) for j, name in enumerate(rewards.names)}
-            entry |= {name: values[i] for name, values in rewards.extra.items()}
-            local.append(entry)
-        return self.parallel.gather_objects(local)
-
-    def _log(self, metrics: dict[str, float], bar: Any) -> None:
-        args, state = self.args, self.state
-        prompts_seen = state.rollouts * (args.generation_batch_size or 0) / args.num_generations
-        metrics |= {"epoch": prompts_seen / len(self.prompt_ids), "num_tokens": float(state.tokens)}
-        self.records.metrics(state.step, metrics)
-        bar.update(1)
-        if "reward" in metrics:
-            bar.set_postfix(reward=f"{metrics['reward']:.3f}", length=f"{metrics['completions/mean_length']:.0f}", refresh=False)
-        if state.step % args.logging_steps and state.step != self.total_steps:
-            return
-        if args.report_to:
-            self.accelerator.log(metrics, step=state.step)
-        shown = ["reward", "reward_std", "loss", "entropy", "kl", "completions/mean_length", "grad_norm", "time/step"]
-        line = "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in shown if name in metrics)
-        if self.accelerator.is_main_process:
-            bar.write(f"step {state.step}/{self.total_steps}  {line}")
-            if args.log_completions:
-                for row in self._latest_rows[: args.num_completions_to_print]:
-                    bar.write(f"  [{row['reward']:.2f}] {row['prompt'][-160:]!r} -> {row['completion'][:240]!r}")
-
-    # ------------------------------------------------------------------------------------------------ evaluation, checkpoints
+    # ---- evaluation, checkpoints
 
     def evaluate(self, dataset: Any, prompt_ids: Sequence[list[int]], k: int) -> Evaluation:
         """Greedy and maj@k accuracy of the current policy on held-out rows (collective)."""
@@ -473,7 +381,7 @@ class PolicyTrainer:
             self.engine,
             prompt_ids,
             [dataset[i] for i in range(len(prompt_ids))],
-            self._decode,
+            lambda ids: decode(self.tokenizer, ids),
             self.sampling,
             k=k,
             seed=self._seed(-1),
@@ -497,7 +405,7 @@ class PolicyTrainer:
             self._samples.save(folder / f"samples-{self.accelerator.process_index:05d}.parquet")
 
     def resume(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint: weights, optimizer, random generators, position in the data, rollout in flight."""
+        """Continue from a checkpoint: weights, optimizer, generators, position in the data, rollout in flight."""
         state = self.checkpoints.read_state(checkpoint)
         load_policy(self.policy, self.accelerator, checkpoint)
         vars(self.state).update(vars(state))
@@ -506,7 +414,7 @@ class PolicyTrainer:
             self._samples = Samples.load(checkpoint / f"samples-{self.accelerator.process_index:05d}.parquet")
         self.records.rewind(state.step, state.rollouts)
 
-    # ----------------------------------------------------------------------------------------------------------------- set-up
+    # ---- set-up
 
     def _count_steps(self) -> int:
         args = self.args

@@ -32,7 +32,7 @@ class RunRecords:
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         temporary = self.metrics_path.with_name("metrics.jsonl.tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.metrics_path)
+        temporary.replace(self.metrics_path)
         for path in self.rollouts.glob("rollout-*.parquet"):
             if int(path.stem.split("-")[1]) > rollouts:
                 path.unlink()
@@ -53,7 +53,9 @@ class RunRecords:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise MMReasonError(f"{self.metrics_path} can't be written ({error}); the checkpoints are untouched") from error
+            raise MMReasonError(
+                f"{self.metrics_path} can't be written ({error}); the checkpoints are untouched"
+            ) from error
 
     def rollout(self, number: int, rows: list[dict[str, Any]]) -> None:
         """Write one rollout's completions, atomically."""
@@ -65,19 +67,32 @@ class RunRecords:
         path = self.rollouts / f"rollout-{number:06d}.parquet"
         temporary = path.with_suffix(".tmp")
         try:
-            # What a model wrote may hold lone surrogates, which Arrow's UTF-8 strings can't.
-            clean = [{k: _utf8(v) for k, v in row.items()} for row in rows]
-            pq.write_table(pa.Table.from_pylist(clean), temporary, compression="zstd")
-            os.replace(temporary, path)
+            names = dict.fromkeys(name for row in rows for name in row)
+            table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+            pq.write_table(table, temporary, compression="zstd")
+            temporary.replace(path)
         except OSError as error:
             raise MMReasonError(f"{path} can't be written ({error}); the checkpoints are untouched") from error
 
 
+def _column(values: list[Any]) -> Any:
+    """An Arrow array of whatever a model wrote or a reward logged; what has no common type becomes JSON texts."""
+    import pyarrow as pa
+
+    try:
+        return pa.array([_utf8(value) for value in values])
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if value is None else _utf8(json.dumps(value, default=str)) for value in values])
+
+
 def _utf8(value: Any) -> Any:
+    """Lone surrogates, which UTF-8 can't hold, become question marks."""
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def tracker_config(args: Any) -> dict[str, int | float | str | bool]:
     """An option object as the flat scalars that every tracker accepts."""
     plain = (int, float, str, bool)
-    return {k: v if isinstance(v, plain) else json.dumps(v, default=str) for k, v in vars(args).items() if v is not None}
+    return {
+        k: v if isinstance(v, plain) else json.dumps(v, default=str) for k, v in vars(args).items() if v is not None
+    }

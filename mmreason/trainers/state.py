@@ -15,10 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mmreason.config import save_config
 from mmreason.trainers.distributed import DataParallel
 from mmreason.types import ConfigError, MMReasonError
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_BUGS = (TypeError, AttributeError, NameError, AssertionError, LookupError)  # keep their traceback
 
 
 class CheckpointError(MMReasonError):
@@ -29,8 +31,8 @@ class CheckpointError(MMReasonError):
 class RunState:
     """Where a run stands. Data order and sampling seeds are functions of these numbers, so nothing else is needed.
 
-    step: optimizer steps done. rollouts: rollouts drawn. updates_in_rollout: optimizer steps already taken from the last one.
-    samples, tokens: completions and completion tokens sampled over all processes. seconds: time spent training.
+    step: optimizer steps done. rollouts: rollouts drawn. updates_in_rollout: optimizer steps already taken from the
+    last one. samples, tokens: completions and completion tokens sampled by all processes. seconds: spent training.
     """
 
     step: int = 0
@@ -50,23 +52,75 @@ def write_json(path: Path, value: Any) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fsync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(path)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def whole_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """Finished checkpoints of an output folder, oldest first."""
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if _NAME.search(p.name)]
+    return sorted((p for p in found if (p / "run_state.json").is_file()), key=_step_of)
+
+
+def find_checkpoint(output_dir: str | os.PathLike[str], resume: str) -> Path | None:
+    """The checkpoint that `--resume` means, checked before anything expensive starts; None to begin at step 0.
+
+    Args:
+        resume: "auto", "never" or the path of a checkpoint.
+
+    Raises:
+        ConfigError: no such folder; or "never" where the output folder holds checkpoints, which two runs would mix up.
+        CheckpointError: the folder is no checkpoint, or one that can't be continued.
+    """
+    mine = whole_checkpoints(output_dir)
+    if resume == "never":
+        if mine:
+            raise ConfigError(
+                f"--resume never, but output_dir {output_dir} holds {mine[-1].name} of an earlier run. Choose another "
+                "--output_dir, or start over with --overwrite_output_dir"
+            )
+        return None
+    if resume == "auto":
+        if not mine:
+            return None
+        checkpoint = mine[-1]
+    else:
+        checkpoint = Path(resume)
+        if not checkpoint.is_dir():
+            there = f"; {output_dir} holds {', '.join(p.name for p in mine)}" if mine else ""
+            raise ConfigError(
+                f"--resume {resume}: no such checkpoint folder; 'auto' takes the newest in output_dir{there}"
+            )
+    Checkpoints.read_state(checkpoint)
+    if not (checkpoint / "state").is_dir():
+        raise CheckpointError(
+            f"{checkpoint} was saved with save_only_model: it can be loaded with --model_name_or_path, but not "
+            "continued. Choose another --output_dir, or start over with --overwrite_output_dir"
+        )
+    return checkpoint
 
 
 class Checkpoints:
     """`checkpoint-<step>` folders in an output folder.
 
-    Written next to their final name and renamed when every process is done, so a killed or full-disk save leaves the earlier
-    ones untouched. `limit` newest are kept.
+    Written next to their final name and renamed when every process is done, so a killed or full-disk save leaves the
+    earlier ones untouched. `limit` newest are kept.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str], parallel: DataParallel, limit: int | None):
@@ -75,8 +129,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = [p for p in self.folder.glob("checkpoint-*") if _NAME.search(p.name) and (p / "run_state.json").is_file()]
-        return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+        return whole_checkpoints(self.folder)
 
     def latest(self) -> Path | None:
         found = self.all()
@@ -90,7 +143,7 @@ class Checkpoints:
         """
         final = self.folder / f"checkpoint-{state.step}"
         temporary = self.folder / f"checkpoint-{state.step}.writing"
-        error: OSError | RuntimeError | None = None
+        error: Exception | None = None
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -99,23 +152,23 @@ class Checkpoints:
             write(temporary)
             if self.accelerator.is_main_process:
                 write_json(temporary / "run_state.json", asdict(state))
-        except (OSError, RuntimeError) as caught:
-            # torch and safetensors report a full disk as a RuntimeError or SafetensorError
-            error = caught
         except Exception as caught:
-            if type(caught).__name__ != "SafetensorError":
-                raise
-            error = RuntimeError(str(caught))
+            # A full disk is an OSError in Python, a RuntimeError in torch, a SafetensorError, and a bare Exception in
+            # tokenizers. Whatever it is, the other processes learn of it before this one gives up.
+            error = caught
         if not self.parallel.any(error is not None) and self.accelerator.is_main_process:
             try:
                 _fsync_tree(temporary)
                 shutil.rmtree(final, ignore_errors=True)
-                os.replace(temporary, final)
+                temporary.replace(final)
+                _fsync(self.folder)
             except OSError as caught:
                 error = caught
         if self.parallel.any(error is not None):
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, _BUGS):
+                raise error
             last = self.latest()
             raise CheckpointError(
                 f"{final}: the checkpoint could not be written ({error or 'another process failed'}). "
@@ -125,6 +178,22 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             self._rotate()
         return final
+
+    def abandon_after(self, step: int) -> list[Path]:
+        """Set aside, as `checkpoint-<step>.abandoned`, checkpoints newer than the one a run goes back to.
+
+        Left where they are, they would count as the newest: rotation would delete the new ones, and the next
+        `--resume auto` would return to them.
+        """
+        newer = [path for path in self.all() if _step_of(path) > step]
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            for path in newer:
+                aside = path.with_name(f"{path.name}.abandoned")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.replace(aside)
+        self.accelerator.wait_for_everyone()
+        return newer
 
     def _rotate(self) -> None:
         if self.limit is not None:
@@ -137,17 +206,20 @@ class Checkpoints:
             return RunState(**json.loads((checkpoint / "run_state.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{checkpoint} is not a checkpoint that can be continued ({error}); name another with --resume, or start over "
-                "with --overwrite_output_dir"
+                f"{checkpoint} is not a checkpoint that can be continued ({error}); name another with --resume, or "
+                "start over with --overwrite_output_dir"
             ) from error
 
 
-def open_output_dir(output_dir: str, identity: dict[str, Any], overwrite: bool, is_main: bool) -> None:
+def open_output_dir(
+    output_dir: str, identity: dict[str, Any], overwrite: bool, is_main: bool, options: Any = None
+) -> None:
     """Claim an output folder for this run before anything expensive starts.
 
     Args:
-        identity: what makes two runs the same (model, data, seed, batch). A folder that holds a run with another identity is
-            refused, unless `overwrite`, which deletes that run's files.
+        identity: what makes two runs the same (model, data, seed, batch). A folder that holds a run with another
+            identity is refused, unless `overwrite`, which deletes that run's files.
+        options: dataclasses that are kept in config.yaml.
 
     Raises:
         ConfigError: the folder can't be written, or holds another run (what differs is listed).
@@ -161,7 +233,9 @@ def open_output_dir(output_dir: str, identity: dict[str, Any], overwrite: bool, 
         probe.write_text("", encoding="utf-8")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"output_dir {folder} can't be written ({error}); choose another with --output_dir") from error
+        raise ConfigError(
+            f"output_dir {folder} can't be written ({error}); choose another with --output_dir"
+        ) from error
     record = folder / "run.json"
     if overwrite:
         for path in [*folder.glob("checkpoint-*"), folder / "rollouts", folder / "final", folder / "logs"]:
@@ -169,21 +243,40 @@ def open_output_dir(output_dir: str, identity: dict[str, Any], overwrite: bool, 
         for name in ("run.json", "metrics.jsonl", "evaluation.json"):
             (folder / name).unlink(missing_ok=True)
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+        before = _identity(record)
         now = json.loads(json.dumps(identity))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             differences = ", ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
             raise ConfigError(
-                f"output_dir {folder} holds another run ({differences}). Choose another --output_dir, or start over with "
-                "--overwrite_output_dir"
+                f"output_dir {folder} holds another run ({differences}). Choose another --output_dir, or start over "
+                "with --overwrite_output_dir"
             )
     elif any(_NAME.search(p.name) for p in folder.glob("checkpoint-*")):
         raise ConfigError(
-            f"output_dir {folder} holds checkpoints that this command did not write. Choose another --output_dir, or start "
-            "over with --overwrite_output_dir"
+            f"output_dir {folder} holds checkpoints that this command did not write. Choose another --output_dir, or "
+            "start over with --overwrite_output_dir"
         )
-    write_json(record, {"identity": identity})
+    for path in folder.glob("checkpoint-*.writing"):  # what a killed save left behind
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        write_json(record, {"identity": identity})
+        if options is not None:
+            save_config(options, folder / "config.yaml")
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {folder} can't be written ({error}); choose another with --output_dir"
+        ) from error
+
+
+def _identity(record: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8"))["identity"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{record} can't be read ({error!r}), so it is unclear whose run this folder holds. Choose another "
+            "--output_dir, or start over with --overwrite_output_dir"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -207,7 +300,9 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        with contextlib.suppress(ValueError):  # only the main thread may set handlers; elsewhere the run is not stoppable
+        with contextlib.suppress(
+            ValueError
+        ):  # only the main thread may set handlers; elsewhere the run is not stoppable
             before[number] = signal.signal(number, handler)
     try:
         yield lambda: asked

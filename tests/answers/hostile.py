@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 
 GOLDS = ("42", "\\frac{1}{2}", "\\sqrt{2}+\\pi", "(x+1)^{3}", "\\{1,2,3\\}", "(-\\infty,2]", "B", "yes", "\\text{Leon}")
@@ -89,10 +90,11 @@ def _bytes(r: random.Random) -> str:
 
 
 def _noise(r: random.Random) -> str:
-    parts = (
-        r"\frac { } \sqrt ^ _ ( ) [ ] \left \right x 7 + - \int \sum \lim = < \cup \begin{matrix} \end{matrix} & \\ | ! \sin "
-        r"\infty , ; \pm \log \text{a}"
-    ).split()
+    parts = re.split(
+        " ",
+        r"\frac { } \sqrt ^ _ ( ) [ ] \left \right x 7 + - \int \sum \lim = < \cup \begin{matrix} \end{matrix} & \\ | "
+        r"! \sin \infty , ; \pm \log \text{a}",
+    )
     return "\\boxed{" + "".join(r.choice(parts) for _ in range(r.choice((20, 200, 2000)))) + "}"
 
 
@@ -103,10 +105,11 @@ def _blanks(r: random.Random) -> str:
 
 
 def _repeated(r: random.Random) -> str:
-    units = (
-        "the answer is |\\boxed{1}|<answer>|</answer>|<answer>5</answer>|A: |answer|#### 1\n|$1$ and |1,|1/|-|5 or |A) x B) y |"
-        "</think>|<think>|答案是|一|x=|\\text{|ans |option A |1 "
-    ).split("|")
+    units = re.split(
+        r"\|",
+        "the answer is |\\boxed{1}|<answer>|</answer>|<answer>5</answer>|A: |answer|#### 1\n|$1$ and |1,|1/|-|5 or |"
+        "A) x B) y |</think>|<think>|答案是|一|x=|\\text{|ans |option A |1 ",
+    )
     return r.choice(units) * r.choice((300, 50_000))
 
 

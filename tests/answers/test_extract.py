@@ -93,6 +93,12 @@ def test_only_the_tail_is_read() -> None:
     assert extract(text, "number").answer is None
 
 
+def test_a_cut_line_is_not_taken_for_the_first_line() -> None:
+    for length in range(TAIL, TAIL + 3):
+        assert extract("答案是" * length, "yesno").answer is None
+    assert extract("B\n\nExplanation: " + "it is long " * 600, "choice").answer == "B"
+
+
 def test_a_megabyte_is_quick() -> None:
     for text in (
         "answer is " * 100_000,

@@ -170,5 +170,5 @@ def test_second_derivative_is_refused() -> None:
     logits, tokens, _ = draw((3,), 7)
     leaf = logits.float().requires_grad_()
     (grad,) = torch.autograd.grad(token_logps(leaf, tokens)[0].sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
         grad.pow(2).sum().backward()

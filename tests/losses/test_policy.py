@@ -229,7 +229,7 @@ def token_weights(loss_type: LossType, lengths: Sequence[int]) -> list[float]:
 
 
 def test_length_bias_of_each_loss() -> None:
-    """A token's weight does not depend on its completion's length in Dr. GRPO (nor in DAPO); in GRPO it falls with it."""
+    """Dr. GRPO and DAPO weigh a token alike whatever the length of its completion; in GRPO the weight falls with it."""
     lengths = [1, 4, 16]
     assert token_weights("dr_grpo", lengths) == pytest.approx([1 / (3 * LIMIT)] * 3)
     assert token_weights("dapo", lengths) == pytest.approx([1 / 21] * 3)

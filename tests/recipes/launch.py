@@ -17,6 +17,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "grpo_math.py"
+EMBEDDED = ROOT / "recipes" / "configs" / "grpo_math" / "embedded.yaml"
 # Six small steps on generated sums; each completion is a handful of tokens.
 SMALL = [
     "--eval_samples", "0", "--max_train_samples", "64",
@@ -36,7 +37,10 @@ def command(output_dir: Path, *flags: str, accelerate: str | None = None) -> lis
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "30"}
+    # One thread: for models this small a second one costs more than it brings, and sums are taken in one order.
+    return os.environ | {
+        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "30", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
 
 
 def run(words: Sequence[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -58,7 +62,7 @@ def _signal_tree(pid: int, number: int) -> None:
 
 
 def run_and_signal(words: Sequence[str], output_dir: Path, step: int, number: int, timeout: float = 300) -> str:
-    """Start the command, send the signal to all its processes once `step` is done, wait for the end, return its output."""
+    """Start the command, send the signal to all its processes once `step` is done, return the output when it ended."""
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,

@@ -1,4 +1,4 @@
-"""The same samples give TRL's loss and gradient: every loss type that both have, references, adapters, two processes."""
+"""The same samples give TRL's loss and gradient: each loss type, with reference and adapter, in two processes."""
 
 from __future__ import annotations
 

@@ -125,7 +125,9 @@ def trl_step(case: dict[str, Any], loss_type: str, rows: list[dict[str, Any]], a
         share = trainer.compute_loss(wrapped, part)
         share.backward()
         loss += share.detach()
-    grads = {n: p.grad.clone() for n, p in trainer.accelerator.unwrap_model(wrapped).named_parameters() if p.grad is not None}
+    grads = {
+        n: p.grad.clone() for n, p in trainer.accelerator.unwrap_model(wrapped).named_parameters() if p.grad is not None
+    }
     mean_loss = trainer.accelerator.gather(loss).mean().item()
     return mean_loss, grads, inputs.get("old_per_token_logps"), inputs.get("ref_per_token_logps")
 
@@ -196,7 +198,9 @@ def compare(name: str, loss_type: str, accumulation: int, out: Path) -> dict[str
         make_model(False, seed=2).save_pretrained(out / "reference")
     state.wait_for_everyone()
     rows = make_rows(seed=3 + state.process_index, vocab=len(tiny_tokenizer()))
-    theirs, their_grads, old, reference = trl_step(case, loss_type, rows, accumulation, out / f"trl{state.process_index}")
+    theirs, their_grads, old, reference = trl_step(
+        case, loss_type, rows, accumulation, out / f"trl{state.process_index}"
+    )
     ours, our_grads, samples = our_step(case, loss_type, rows, accumulation, out / "ours", old)
     assert their_grads.keys() == our_grads.keys() and our_grads, "the two trainers train different parameters"
     scale = max(g.abs().max().item() for g in their_grads.values())
