@@ -44,7 +44,7 @@ def save_policy(policy: Any, tokenizer: Any, accelerator: Accelerator, folder: P
     error: Exception | None = None
     if accelerator.is_main_process:
         try:
-            if split:
+            if split and state_dict is not None:
                 save_torch_state_dict(state_dict, folder)
                 unwrapped.config.save_pretrained(folder)
                 unwrapped.generation_config.save_pretrained(folder)

@@ -36,9 +36,7 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
         cpu=on_cpu and not under_deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and under_deepspeed else None,
         log_with=[t for t in args.report_to if t != "none"] or None,
-        project_config=ProjectConfiguration(
-            project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"
-        ),
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
     )
     if tensor_parallel_size(accelerator) > 1 and not args.save_only_model:
         raise ConfigError(
@@ -155,7 +153,7 @@ def lr_schedule(args: PolicyConfig, total_steps: int) -> Callable[[int], float]:
         raise ConfigError(f"lr_scheduler_type={args.lr_scheduler_type!r}: {error}") from error
     if not hasattr(schedule, "lr_lambdas"):
         raise ConfigError(
-            f"lr_scheduler_type={args.lr_scheduler_type!r} depends on more than the step; use linear, cosine or constant"
+            f"lr_scheduler_type={args.lr_scheduler_type!r} depends on more than the step; use linear or cosine"
         )
     factor = schedule.lr_lambdas[0]
     return lambda step: args.learning_rate * factor(step)

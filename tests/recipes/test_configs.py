@@ -141,15 +141,14 @@ def test_its_other_settings_run_on_the_cpu(path: Path, tmp_path: Path, shared_da
     _, data, rewards, args = read(path)
     small: dict[str, Any] = {
         "model_name_or_path": tiny_checkpoint,
-        "dataset_name": shared_data / ("math" if data.dataset_format == "math" else "gsm8k"),
+        "dataset_name": shared_data / ("math/math500.jsonl" if data.dataset_format == "math" else "gsm8k"),
         "output_dir": tmp_path / "run",
         "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": args.num_generations // 2,
     }
     if args.steps_per_generation is not None:
         # As many rollouts to an optimizer step as the YAML has.
         small["steps_per_generation"] = 2 * args.steps_per_generation // args.gradient_accumulation_steps
-    micro = args.num_generations // 2
-    small["per_device_train_batch_size"] = micro
     main(["--config", str(path), *ON_CPU, *(word for key, value in small.items() for word in (f"--{key}", str(value)))])
     (row,) = metrics(tmp_path / "run")
     names = [getattr(func, "__name__", "") for func in load_rewards(rewards.reward_funcs)]
