@@ -2,8 +2,8 @@
 
     python benchmarks/engine_parity.py --data PATH_TO_GSM8K_FOLDER       # default: the hub's openai/gsm8k:main
 
-Runs recipes/grpo_math.py with recipes/configs/grpo_math/cpu.yaml under vLLM colocate, HF generation, DDP and ZeRO-3 (two
-processes, HF generation) and writes the largest |Δ log-prob| and the mean importance ratio of every step to
+Runs recipes/grpo_math.py with recipes/configs/grpo_math/cpu.yaml under vLLM colocate and HF generation, in one process,
+under DDP and under ZeRO-3, and writes the largest |Δ log-prob| and the mean importance ratio of every step to
 benchmarks/results/engine_parity.csv and a plot beside it. Weights are synchronised before every step.
 """
 
@@ -54,9 +54,8 @@ def main() -> None:
     args = parser.parse_args()
     from tqdm import tqdm
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
     common = {
         "seed": 42,
         "commit": commit.stdout.strip(),

@@ -400,7 +400,7 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accelerate", [None, "cpu_ddp2", "cpu_zero3"])
+@pytest.mark.parametrize("accelerate", [None, "cpu_zero3"])
 def test_full_disk_keeps_the_last_checkpoint_and_goes_on(tmp_path: Path, accelerate: str | None) -> None:
     (tmp_path / "mine.py").write_text(FULL)
     flags = (*SMALL, "--reward_funcs", f"{tmp_path / 'mine.py'}:fills_the_disk")

@@ -15,7 +15,7 @@ from tests.recipes.launch import SMALL, command, metrics, run, run_and_signal
 TIMES = ("time/", "num_tokens")
 SETTINGS = {
     "one_process": ((), None),
-    # Two optimizer steps for each use of a rollout, two uses: step 3 of 4 is in flight when step-2 and -6 checkpoints are made.
+    # Two optimizer steps for each of two uses of a rollout: the checkpoints of steps 2 and 6 hold one in flight.
     "rollout_in_flight": (("--steps_per_generation", "2", "--num_iterations", "2", "--beta", "0.01"), None),
     "lora": (("--use_peft", "--lora_target_modules", "all-linear", "--steps_per_generation", "2"), None),
     "ddp": ((), "cpu_ddp2"),
