@@ -139,7 +139,8 @@ def lr_schedule(args: PolicyConfig, total_steps: int) -> Callable[[int], float]:
     """Learning rate as a function of the optimizer step (0-based): nothing to save, nothing to restore wrongly."""
     from transformers import get_scheduler
 
-    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    # Floors such as min_lr and lr_end are absolute: transformers divides them by this optimizer's learning rate.
+    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate or 1.0)
     warmup = args.warmup_steps
     try:
         schedule = get_scheduler(

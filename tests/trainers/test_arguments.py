@@ -60,10 +60,6 @@ def test_properties_before_resolve_say_so() -> None:
         _ = PolicyConfig().updates_per_rollout
 
 
-# Their floor is given as a rate; lr_schedule asks transformers for it with a base rate of 1.
-FLOOR = pytest.mark.xfail(reason="lr_schedule takes an absolute floor for a share of learning_rate", strict=True)
-
-
 @pytest.mark.parametrize(
     ("kind", "warmup", "kwargs"),
     [
@@ -74,8 +70,8 @@ FLOOR = pytest.mark.xfail(reason="lr_schedule takes an absolute floor for a shar
         ("constant_with_warmup", 4, None),
         ("inverse_sqrt", 2, None),
         ("cosine_with_restarts", 2, {"num_cycles": 2}),
-        pytest.param("cosine_with_min_lr", 2, {"min_lr": 1e-5}, marks=FLOOR),
-        pytest.param("polynomial", 2, {"lr_end": 1e-5}, marks=FLOOR),
+        ("cosine_with_min_lr", 2, {"min_lr": 1e-5}),
+        ("polynomial", 2, {"lr_end": 1e-5}),
     ],
 )
 def test_schedule_is_the_one_of_transformers(kind: str, warmup: float, kwargs: dict[str, Any] | None) -> None:
