@@ -186,6 +186,10 @@ def run_job(args: argparse.Namespace, job: str, engine: str, folder: Path) -> An
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(words, env=env, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0 and job == "trl" and engine == "vllm":
+        # On a CPU where vLLM repacks the weights, TRL's weight sync fails ('Parameter' object has no attribute
+        # 'weight_loader'): there is no number to compare with then, and the table says so.
+        return None
     if done.returncode != 0:
         raise SystemExit(f"{job} ({engine}) failed, see {folder / 'log.txt'}")
     return json.loads((folder / "result.json").read_text())
@@ -234,10 +238,12 @@ def main() -> None:
     engines = [e for e in ("hf", "vllm") if args.only in (None, e)]
     jobs = [(engine, repeat, job) for engine in engines for repeat in range(args.repeats) for job in ("ours", "trl")]
     for engine, repeat, job in tqdm(jobs, desc="runs"):
-        times = run_job(args, job, engine, scratch / f"{engine}-{repeat}-{job}")[WARMUP_STEPS:]
-        found.append(
-            {"what": "step", "engine": engine, "trainer": job, "repeat": repeat, "seconds": statistics.median(times)}
-        )
+        times = run_job(args, job, engine, scratch / f"{engine}-{repeat}-{job}")
+        row = {"what": "step", "engine": engine, "trainer": job, "repeat": repeat}
+        if times is None:
+            found.append(row | {"note": "TRL's weight sync fails on this machine"})
+        else:
+            found.append(row | {"seconds": statistics.median(times[WARMUP_STEPS:])})
     if args.only in (None, "throughput"):
         for repeat in range(args.repeats):
             rates = run_job(args, "throughput", "vllm", scratch / f"throughput-{repeat}")
@@ -262,12 +268,19 @@ def report(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
         writer.writerows(table)
     for engine in ("hf", "vllm"):
         pick = {
-            t: [r["seconds"] for r in found if r.get("trainer") == t and r["engine"] == engine] for t in ("ours", "trl")
+            trainer: [
+                row["seconds"]
+                for row in found
+                if row.get("trainer") == trainer and row["engine"] == engine and "seconds" in row
+            ]
+            for trainer in ("ours", "trl")
         }
         if pick["ours"] and pick["trl"]:
             ours, trl = statistics.median(pick["ours"]), statistics.median(pick["trl"])
             pairs = ", ".join(f"{a / b:.2f}" for a, b in zip(pick["ours"], pick["trl"], strict=True))
             print(f"{engine:5} step: ours {ours:.3f} s, TRL {trl:.3f} s, ratio {ours / trl:.2f} (pairs {pairs})")
+        elif pick["ours"]:
+            print(f"{engine:5} step: ours {statistics.median(pick['ours']):.3f} s; TRL's weight sync fails here")
     rates = [row for row in found if row["what"] == "rollout"]
     if rates:
         ratio = statistics.median(row["ratio"] for row in rates)
