@@ -181,7 +181,9 @@ def run_job(args: argparse.Namespace, job: str, engine: str, folder: Path) -> An
     words = [sys.executable, __file__, "--job", job, "--engine", engine, "--out", str(folder), "--model", args.model]
     words += ["--steps", str(args.steps), "--completion", str(args.completion), "--beta", str(args.beta)]
     words += ["--bf16"] if args.bf16 else []
-    env = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    # A thread count below the number of cores leaves room for whatever else the machine does while this measures.
+    threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    env = os.environ | threads | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
     if engine == "vllm" and job == "trl":
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with (folder / "log.txt").open("w") as log:
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--completion", type=int, default=64, help="token limit of a completion")
     parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--threads", type=int, default=1, help="OpenMP threads of each trainer")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--model", default="", help="checkpoint; default: a 1.5M decoder made by the code")
     parser.add_argument("--only", choices=["hf", "vllm", "throughput"], help="one part of the benchmark")
@@ -258,6 +261,7 @@ def report(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
         "steps": args.steps,
         "completion": args.completion,
         "beta": args.beta,
+        "threads": args.threads,
         "bf16": args.bf16,
     }
     table = [row | common for row in found]

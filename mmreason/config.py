@@ -20,6 +20,7 @@ A dataclass that declares a field `env: dict[str, str]` also keeps them, so that
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import difflib
 import os
@@ -31,7 +32,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import yaml
 
@@ -205,6 +206,20 @@ def run_as_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End a process that worked together with others, without taking the interpreter apart.
+
+    A thread of gloo may let go of its last tensor while Python is being finalised, which aborts the process after all
+    its work is done, in about one of thirty runs of two CPU processes (pytorch/pytorch issue 190489, pull request 179291).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

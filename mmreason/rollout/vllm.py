@@ -164,6 +164,9 @@ class VLLMColocateEngine:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from trl.trainer.utils import ensure_master_addr_port
 
+        if not torch.distributed.is_initialized():
+            # vLLM makes its own group of one; a free port keeps two runs on one machine apart.
+            os.environ["MASTER_PORT"] = "auto"
         ensure_master_addr_port()
 
     def _sleep(self) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +14,7 @@ import pytest
 from mmreason.config import run_as_script
 from mmreason.types import ConfigError
 from tests.recipes.conftest import call_recipe
-from tests.recipes.launch import metrics
+from tests.recipes.launch import environment, metrics
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,32 @@ def test_other_ends_of_a_script(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         run_as_script(lambda: stop(ZeroDivisionError()))
     run_as_script(lambda: None)
+
+
+ABORTS = """
+import atexit, os, sys
+from mmreason.config import run_as_script
+
+class Tensor:
+    abort = os.abort
+
+    def __del__(self):
+        self.abort()
+
+kept = Tensor()
+atexit.register(print, "exit function")
+run_as_script(lambda: print("work done"))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_several_processes_leave_without_finalising(processes: int) -> None:
+    """Where one process tears Python down as usual (and this object then aborts it), one of several does not."""
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", ABORTS],
+        env=environment() | {"WORLD_SIZE": str(processes)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "work done\nexit function\n"
+    assert done.returncode == (0 if processes > 1 else -signal.SIGABRT)
