@@ -264,7 +264,12 @@ def report(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
         "threads": args.threads,
         "bf16": args.bf16,
     }
-    table = [row | common for row in found]
+    parts = {(row["what"], row["engine"]) for row in found}
+    kept: list[dict[str, Any]] = []
+    if path.is_file():  # with --only, the other parts' rows stay, under the commit that measured them
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if (row["what"], row["engine"]) not in parts]
+    table = kept + [row | common for row in found]
     columns = list(dict.fromkeys(key for row in table for key in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
