@@ -214,7 +214,8 @@ def _leave() -> NoReturn:
     """End a process that worked together with others, without taking the interpreter apart.
 
     A thread of gloo may let go of its last tensor while Python is being finalised, which aborts the process after all
-    its work is done, in about one of thirty runs of two CPU processes (pytorch/pytorch issue 190489).
+    its work is done, in about one of thirty runs of two CPU processes (pytorch/pytorch issue 190489, pull request
+    179291).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
