@@ -53,7 +53,10 @@ if accelerator.is_main_process:
         "precision": accelerator.mixed_precision,
         "learned": losses[-1] < losses[0] * 1e3,
     }
-    open(sys.argv[1], "w").write(json.dumps(report))
+    with open(sys.argv[1], "w") as file:
+        file.write(json.dumps(report))
+accelerator.wait_for_everyone()
+os._exit(0)  # gloo may abort while Python is finalised, see mmreason.config.run_as_script
 """
 
 

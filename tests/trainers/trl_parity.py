@@ -6,6 +6,7 @@ Used in one process by test_trl_parity.py, and under `accelerate launch` with tw
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -225,4 +226,7 @@ if __name__ == "__main__":
         for name, loss_type, accumulation in (item.split("/") for item in sys.argv[2:])
         for accumulation in [int(accumulation)]
     }
-    (folder / f"result-{PartialState().process_index}.json").write_text(json.dumps(found))
+    state = PartialState()
+    (folder / f"result-{state.process_index}.json").write_text(json.dumps(found))
+    state.wait_for_everyone()
+    os._exit(0)  # gloo may abort while Python is finalised, see mmreason.config.run_as_script
