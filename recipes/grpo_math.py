@@ -33,16 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data, reward_args, args = options
 
     # 1. Fail early: rewards, vLLM, output folder and checkpoint are checked before a model is loaded.
-    from mmreason.rewards import load_rewards
     from mmreason.rollout.vllm import require_vllm
     from mmreason.trainers.distributed import build_accelerator
     from mmreason.trainers.state import find_checkpoint, open_output_dir
 
-    rewards = load_rewards(reward_args.reward_funcs)
-    if reward_args.reward_weights is not None and len(reward_args.reward_weights) != len(rewards):
-        raise ConfigError(
-            f"reward_weights has {len(reward_args.reward_weights)} numbers for {len(rewards)} reward_funcs"
-        )
+    rewards = checked_rewards(reward_args)
     if args.use_vllm:
         require_vllm()
     accelerator = build_accelerator(args)
@@ -84,26 +79,49 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint=model_args.model_name_or_path,
         ref_model=reference,
     )
+    go_on_from(checkpoint, trainer)
+
+    # 5. Accuracy on held-out problems before and after, with the verifier that gave the reward.
+    train_and_measure(trainer, held_out, held_out_prompts, data, args)
+    trainer.close()
+
+
+def go_on_from(checkpoint: Path | None, trainer: Any) -> None:
     if checkpoint is not None:
         trainer.resume(checkpoint)
         trainer.checkpoints.abandon_after(trainer.state.step)
-        say(f"Continuing from {checkpoint} at step {trainer.state.step} of {trainer.total_steps}.")
+        trainer.accelerator.print(
+            f"Continuing from {checkpoint} at step {trainer.state.step} of {trainer.total_steps}."
+        )
     if trainer.state.step >= trainer.total_steps:
-        say("Nothing to train: this run is finished. A larger --max_steps goes on, --overwrite_output_dir starts over.")
+        trainer.accelerator.print(
+            "Nothing to train: this run is finished. A larger --max_steps goes on, --overwrite_output_dir starts over."
+        )
 
-    # 5. Accuracy on held-out problems before and after, with the verifier that gave the reward.
+
+def train_and_measure(trainer: Any, held_out: Any, prompts: list[list[int]], data: DataArguments, args: Any) -> None:
+    """Measure, train, measure again; a run that was stopped says how it goes on."""
     from mmreason.trainers.evaluation import Evaluations
 
-    evaluations = Evaluations(trainer, held_out, held_out_prompts, data.eval_num_generations, args.output_dir)
+    say = trainer.accelerator.print
+    evaluations = Evaluations(trainer, held_out, prompts, data.eval_num_generations, args.output_dir)
     evaluations.run("before")
     state = trainer.train()
     if state.step < trainer.total_steps:
         say(f"Stopped at step {state.step} of {trainer.total_steps}, saved.", HOW_TO_GO_ON[args.save_only_model])
-    else:
-        evaluations.run("after")
-        say(evaluations.table())
-        say(f"Model: {trainer.checkpoints.latest()}   samples and metrics: {args.output_dir}")
-    trainer.close()
+        return
+    evaluations.run("after")
+    say(evaluations.table())
+    say(f"Model: {trainer.checkpoints.latest()}   samples and metrics: {args.output_dir}")
+
+
+def checked_rewards(args: RewardArguments) -> list[Any]:
+    from mmreason.rewards import load_rewards
+
+    rewards = load_rewards(args.reward_funcs)
+    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
+        raise ConfigError(f"reward_weights has {len(args.reward_weights)} numbers for {len(rewards)} reward_funcs")
+    return rewards
 
 
 def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig) -> dict[str, Any]:
