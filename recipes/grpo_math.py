@@ -1,6 +1,6 @@
 """GRPO on maths problems: sample answers, check them, make the right ones likelier.
 
-    accelerate launch recipes/grpo_math.py                                  # a tiny example, made by the code
+    accelerate launch recipes/grpo_math.py                        # a tiny decoder, word problems made by the code
     accelerate launch recipes/grpo_math.py --config recipes/configs/grpo_math/cpu.yaml      # GSM8K, CPU, vLLM
     accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/grpo_math.py --config YAML --beta 0.01
 
@@ -20,43 +20,28 @@ from mmreason.types import ConfigError
 
 HOW_TO_GO_ON = {False: "Run the same command to continue.", True: "save_only_model: it can't be continued."}
 EMBEDDED = Path(__file__).parent / "configs" / "grpo_math" / "embedded.yaml"
+WARM_START = Path(__file__).parent / "warm_start"
+OPTIONS = (ModelArguments, DataArguments, RewardArguments, PolicyConfig)
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not any(flag.startswith(("--config", "--model_name_or_path", "--model-name-or-path")) for flag in argv):
         argv = ["--config", str(EMBEDDED), *argv]
-    options = parse_config(
-        (ModelArguments, DataArguments, RewardArguments, PolicyConfig), argv, "grpo_math.py", __doc__
-    )
-    as_given = deepcopy(options)
-    model_args, data, reward_args, args = options
+    model_args, data, reward_args, args = options = parse_config(OPTIONS, argv, "grpo_math.py", __doc__)
 
     # 1. Fail early: rewards, vLLM, output folder and checkpoint are checked before a model is loaded.
-    from mmreason.rollout.vllm import require_vllm
-    from mmreason.trainers.distributed import build_accelerator
-    from mmreason.trainers.state import find_checkpoint, open_output_dir
-
     rewards = checked_rewards(reward_args)
-    if args.use_vllm:
-        require_vllm()
-    accelerator = build_accelerator(args)
-    say, is_main = accelerator.print, accelerator.is_main_process
-    identity = run_identity(model_args, data, args)
-    open_output_dir(args.output_dir, identity, args.overwrite_output_dir, is_main, as_given)
-    accelerator.wait_for_everyone()
-    checkpoint = find_checkpoint(args.output_dir, args.resume)
+    accelerator, checkpoint = set_up(*options)
 
     # 2. Problems: rows become prompts; rows that can't be used are named before GPU time is spent.
     from mmreason.models.loading import add_lora, load_policy_model, load_tokenizer
 
     if model_args.model_name_or_path is None:
-        say("No model was named: using a tiny random decoder made by the code. It shows the loop, not reasoning.")
-        model_args.model_name_or_path = make_tiny_model(args, accelerator)
+        accelerator.print("No model was named: using the tiny decoder of recipes/warm_start.")
+        model_args.model_name_or_path = str(WARM_START)
     tokenizer = load_tokenizer(model_args)
-    train, held_out = load_problems(data, args, tokenizer, say)
-    prompts = tokenized(train, tokenizer, args)
-    held_out_prompts = tokenized(held_out, tokenizer, args) if held_out is not None else []
+    train, prompt_ids, held_out = load_problems(data, args, tokenizer, accelerator.print)
 
     # 3. Model: any causal LM, any vision-language model (used on text here), whole or with an adapter.
     model = load_policy_model(model_args, accelerator)
@@ -73,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         reward_funcs=rewards,
         reward_weights=reward_args.reward_weights,
         train_dataset=train,
-        prompt_ids=prompts,
+        prompt_ids=prompt_ids,
         tokenizer=tokenizer,
         accelerator=accelerator,
         checkpoint=model_args.model_name_or_path,
@@ -81,9 +66,72 @@ def main(argv: list[str] | None = None) -> None:
     )
     go_on_from(checkpoint, trainer)
 
-    # 5. Accuracy on held-out problems before and after, with the verifier that gave the reward.
-    train_and_measure(trainer, held_out, held_out_prompts, data, args)
+    # 5. Accuracy on held-out problems before and after, with the verifier that gave the reward; a report of it all.
+    finished = train_and_measure(trainer, held_out, data.eval_num_generations)
+    if finished:
+        tell_results(trainer)
     trainer.close()
+
+
+def checked_rewards(args: RewardArguments) -> list[Any]:
+    from mmreason.rewards import load_rewards
+
+    rewards = load_rewards(args.reward_funcs)
+    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
+        raise ConfigError(f"reward_weights has {len(args.reward_weights)} numbers for {len(rewards)} reward_funcs")
+    return rewards
+
+
+def set_up(
+    model_args: ModelArguments, data: DataArguments, reward_args: RewardArguments, args: PolicyConfig
+) -> tuple[Any, Path | None]:
+    """(accelerator, the checkpoint from which this run goes on or None), with the output folder claimed."""
+    from mmreason.rollout.vllm import require_vllm
+    from mmreason.trainers.distributed import build_accelerator
+    from mmreason.trainers.state import find_checkpoint, open_output_dir
+
+    if args.use_vllm:
+        require_vllm()
+    as_given = deepcopy((model_args, data, reward_args, args))
+    accelerator = build_accelerator(args)  # resolves the batch options for its number of processes
+    identity, is_main = run_identity(model_args, data, args), accelerator.is_main_process
+    open_output_dir(args.output_dir, identity, args.overwrite_output_dir, is_main, as_given)
+    accelerator.wait_for_everyone()
+    return accelerator, find_checkpoint(args.output_dir, args.resume)
+
+
+def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig) -> dict[str, Any]:
+    """What may not change when a run is continued. Learning rate, number of steps, logging … may."""
+    return {
+        "model_name_or_path": model.model_name_or_path,
+        "use_peft": model.use_peft,
+        "lora_r": model.lora_r if model.use_peft else None,
+        "dataset_name": data.dataset_name,
+        "word_problems": data.word_problems if data.dataset_name is None else None,
+        "dataset_train_split": data.dataset_train_split,
+        "max_train_samples": data.max_train_samples,
+        "seed": args.seed,
+        "num_generations": args.num_generations,
+        "generation_batch_size": args.generation_batch_size,
+        "num_iterations": args.num_iterations,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+    }
+
+
+def load_problems(
+    data: DataArguments, args: PolicyConfig, tokenizer: Any, say: Any
+) -> tuple[Any, list[list[int]], dict[str, Any]]:
+    """(training rows, their prompts' token ids, held-out sets by name)."""
+    from mmreason.trainers.problems import check_problems, hold_out, load_split
+
+    if data.dataset_name is None:
+        from data_builders.word_problems import cached
+
+        say("No dataset was named: using word problems generated by data_builders/word_problems.py.")
+        data.dataset_name = str(cached(**(data.word_problems or {}), say=say))
+    train = load_split(data, data.dataset_train_split, data.max_train_samples, say)
+    train, held_out = hold_out(data, train, args.seed, say)
+    return check_problems(train, held_out, tokenizer, data, args.chat_template_kwargs, say)
 
 
 def go_on_from(checkpoint: Path | None, trainer: Any) -> None:
@@ -99,105 +147,28 @@ def go_on_from(checkpoint: Path | None, trainer: Any) -> None:
         )
 
 
-def train_and_measure(trainer: Any, held_out: Any, prompts: list[list[int]], data: DataArguments, args: Any) -> None:
-    """Measure, train, measure again; a run that was stopped says how it goes on."""
+def train_and_measure(trainer: Any, held_out: dict[str, Any], k: int) -> bool:
+    """Measure, train, measure again. False for a run that was stopped, which says how it goes on."""
     from mmreason.trainers.evaluation import Evaluations
 
-    say = trainer.accelerator.print
-    evaluations = Evaluations(trainer, held_out, prompts, data.eval_num_generations, args.output_dir)
+    args, say = trainer.args, trainer.accelerator.print
+    evaluations = Evaluations(trainer, held_out, k, args.output_dir)
     evaluations.run("before")
-    state = trainer.train()
+    state = trainer.train(evaluations.while_training)
     if state.step < trainer.total_steps:
         say(f"Stopped at step {state.step} of {trainer.total_steps}, saved.", HOW_TO_GO_ON[args.save_only_model])
-        return
+        return False
     evaluations.run("after")
     say(evaluations.table())
-    say(f"Model: {trainer.checkpoints.latest()}   samples and metrics: {args.output_dir}")
+    return True
 
 
-def checked_rewards(args: RewardArguments) -> list[Any]:
-    from mmreason.rewards import load_rewards
+def tell_results(trainer: Any) -> None:
+    from mmreason.trainers.reporting import write_run_report
 
-    rewards = load_rewards(args.reward_funcs)
-    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
-        raise ConfigError(f"reward_weights has {len(args.reward_weights)} numbers for {len(rewards)} reward_funcs")
-    return rewards
-
-
-def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig) -> dict[str, Any]:
-    """What may not change when a run is continued. Learning rate, number of steps, logging … may."""
-    return {
-        "model_name_or_path": model.model_name_or_path,
-        "use_peft": model.use_peft,
-        "lora_r": model.lora_r if model.use_peft else None,
-        "dataset_name": data.dataset_name,
-        "dataset_train_split": data.dataset_train_split,
-        "max_train_samples": data.max_train_samples,
-        "seed": args.seed,
-        "num_generations": args.num_generations,
-        "generation_batch_size": args.generation_batch_size,
-        "num_iterations": args.num_iterations,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-    }
-
-
-def make_tiny_model(args: PolicyConfig, accelerator: Any) -> str:
-    from mmreason.models.tiny import save_tiny
-
-    folder = Path(args.output_dir) / "tiny_model"
-    if accelerator.is_main_process:
-        save_tiny(folder, seed=args.seed)
-    accelerator.wait_for_everyone()
-    return str(folder)
-
-
-def load_problems(data: DataArguments, args: PolicyConfig, tokenizer: Any, say: Any) -> tuple[Any, Any]:
-    """(training rows, held-out rows or None). The held-out rows share no question with the training rows."""
-    from mmreason.data import check_prompts, load_examples, split_holdout
-
-    def load(split: str, max_rows: int | None) -> Any:
-        loaded = load_examples(
-            data.dataset_name or "",
-            split=split,
-            format=data.dataset_format,
-            column_map=data.column_map,
-            system_prompt=data.system_prompt,
-            prompt_template=data.prompt_template,
-            chat=data.chat,
-            on_bad_row=data.on_bad_row,
-            max_rows=max_rows,
-        )
-        say(loaded.summary())
-        return loaded.dataset
-
-    if data.dataset_name is None:
-        from data_builders.arithmetic import as_dataset, generate
-
-        say("No dataset was named: using sums generated by data_builders/arithmetic.py.")
-        train = as_dataset(generate(data.max_train_samples or 512, seed=args.seed, level=1))
-        held_out = as_dataset(generate(data.eval_samples, args.seed, 1, "test")) if data.eval_samples else None
-    else:
-        train, held_out = load(data.dataset_train_split, data.max_train_samples), None
-        if data.eval_samples and data.dataset_test_split is not None:
-            held_out = load(data.dataset_test_split, data.eval_samples)
-        elif data.eval_samples:
-            train, held_out = split_holdout(train, min(data.eval_samples, len(train) // 2), args.seed)
-
-    def check(rows: Any) -> tuple[Any, dict[str, int]]:
-        limit, kwargs = data.max_prompt_length, args.chat_template_kwargs
-        return check_prompts(rows, tokenizer, limit, on_bad_row=data.on_bad_row, chat_template_kwargs=kwargs)
-
-    (train, dropped), (held_out, lost) = check(train), check(held_out) if held_out is not None else (None, {})
-    say(f"{len(train)} training problems, {len(held_out or [])} held out")
-    if dropped or lost:
-        say(f"dropped from the training problems: {dropped or 'none'}, from the held-out ones: {lost or 'none'}")
-    return train, held_out
-
-
-def tokenized(rows: Any, tokenizer: Any, args: PolicyConfig) -> list[list[int]]:
-    from mmreason.data import render_prompt
-
-    return [render_prompt(prompt, tokenizer, args.chat_template_kwargs) for prompt in rows["prompt"]]
+    output_dir = trainer.args.output_dir
+    trainer.accelerator.print(f"Model: {trainer.checkpoints.latest()}   samples and metrics: {output_dir}")
+    write_run_report(output_dir, trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mmreason import __version__
+from mmreason.cli.report import add_arguments
 from mmreason.types import MMReasonError
 
 EPILOG = """\
@@ -30,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     build.add_argument("name", nargs="?", help="the builder, for example arithmetic")
     build.add_argument("arguments", nargs="*", help="passed on to the builder; try --help")
+    add_arguments(commands.add_parser("report", help="one HTML file about a run, or about several next to each other"))
     return parser
 
 
@@ -53,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mmreason.cli.build import run_builder
 
             return run_builder(args.name, args.arguments)
+        elif args.command == "report":
+            from mmreason.cli.report import run_report
+
+            return run_report(args.runs, args.out, args.watch, args.open)
         else:
             parser.print_help()
     except MMReasonError as error:

@@ -55,9 +55,17 @@ def _not_empty(ids: list[int]) -> list[int]:
 
 
 def render_text(
-    messages: Sequence[Message], tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+    messages: Sequence[Message],
+    tokenizer: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    complete: bool = False,
 ) -> str:
-    """Messages as the text that the chat template makes of them. Raises as `render_prompt`."""
+    """Messages as the text that the chat template makes of them; raises as `render_prompt`.
+
+    Args:
+        complete: the last message is the model's whole turn, with its end, instead of something to be continued.
+    """
     from jinja2 import TemplateError
 
     inner = getattr(tokenizer, "tokenizer", None)
@@ -72,12 +80,12 @@ def render_text(
         raise DataError("the prompt has no messages", reason="missing_prompt")
     # Processors' templates walk through content parts and fail on plain strings.
     turns = [_with_parts(message) for message in messages] if inner is not None else list(messages)
-    prefill = messages[-1]["role"] == "assistant"
+    prefill = messages[-1]["role"] == "assistant" and not complete
     try:
         return owner.apply_chat_template(
             turns,
             tokenize=False,
-            add_generation_prompt=not prefill,
+            add_generation_prompt=not (prefill or complete),
             continue_final_message=prefill,
             **(chat_template_kwargs or {}),
         )
@@ -111,28 +119,30 @@ def check_prompts(
     *,
     on_bad_row: OnBadRow = "error",
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[Dataset, dict[str, int]]:
-    """Render every prompt before GPU time is spent.
+) -> tuple[Dataset, list[list[int]], dict[str, int]]:
+    """Render every prompt, once, before GPU time is spent.
 
-    Returns: (the dataset without rows over the limit, number of dropped rows by reason).
+    Returns: (the dataset without rows over the limit, their prompts' token ids, number of dropped rows by reason).
     Raises: DataError naming the first five rows over the limit and their number; or that no row is left.
     """
     bad, keep = BadRows(), []
+    prompt_ids: list[list[int]] = []
     for index, (row_id, prompt) in enumerate(zip(dataset["id"], dataset["prompt"], strict=True)):
         try:
-            n_tokens = len(render_prompt(prompt, tokenizer, chat_template_kwargs))
+            ids = render_prompt(prompt, tokenizer, chat_template_kwargs)
         except DataError as error:
             raise DataError(f"row {row_id}: {error}", row=row_id, reason=error.reason) from error
-        if max_prompt_length is not None and n_tokens > max_prompt_length:
+        if max_prompt_length is not None and len(ids) > max_prompt_length:
             bad.add(
                 f"row {row_id}",
                 None,
-                RowError("prompt_too_long", f"{n_tokens} tokens, the limit is {max_prompt_length}"),
+                RowError("prompt_too_long", f"{len(ids)} tokens, the limit is {max_prompt_length}"),
             )
         else:
             keep.append(index)
+            prompt_ids.append(ids)
     if not bad.total:
-        return dataset, {}
+        return dataset, prompt_ids, {}
     listed = "\n  ".join(bad.shown)
     if on_bad_row == "error":
         more = f"\n  ... and {bad.total - len(bad.shown)} more" if bad.total > len(bad.shown) else ""
@@ -146,4 +156,4 @@ def check_prompts(
         raise DataError(
             f"every prompt is over max_prompt_length {max_prompt_length}:\n  {listed}", reason="prompt_too_long"
         )
-    return dataset.select(keep), dict(bad.counts)
+    return dataset.select(keep), prompt_ids, dict(bad.counts)

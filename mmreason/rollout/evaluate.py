@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import Any
 
-from mmreason.answers import majority_vote, verify_many
+from mmreason.answers import Judgement, majority_vote, verify_many
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
 
 
@@ -73,6 +73,24 @@ class Evaluation:
         return "\n".join([*lines, f"  verdicts       {verdicts}; {self.mean_length:.1f} tokens on average"])
 
 
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """What the policy answered to one held-out problem.
+
+    row: index in the set. prompt, completion: texts without special tokens. extracted: the answer that was found in the
+    completion. length: tokens of the completion.
+    """
+
+    row: int
+    id: str | None
+    prompt: str
+    completion: str
+    answer: str
+    verdict: str
+    extracted: str | None
+    length: int
+
+
 def evaluate(
     engine: Engine,
     prompt_ids: Sequence[list[int]],
@@ -85,7 +103,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     gather_objects: Callable[[list[Any]], list[Any]] = lambda items: items,
-) -> Evaluation:
+) -> tuple[Evaluation, list[GreedyAnswer]]:
     """Answer each problem once greedily and k times at the sampling temperature, and verify.
 
     Collective: the problems are dealt out to the processes in turn, each of which has the same number (some process
@@ -95,6 +113,8 @@ def evaluate(
         prompt_ids: one per problem. examples: rows with `answer` and `meta`.
         decode: token ids → text.
         k: samples of the vote; below 2 there is no vote.
+
+    Returns: (accuracies, the greedy answers in the order of the problems).
     """
     share = math.ceil(len(examples) / world_size)
     mine = [i * world_size + rank for i in range(share)]
@@ -111,10 +131,26 @@ def evaluate(
             texts = [decode(answer.token_ids), *(decode(c.token_ids) for c in votes[position])]
             records.append({"row": i, "texts": texts, "length": len(answer.token_ids)})
     records = sorted(gather_objects(records), key=lambda record: record["row"])
-    return _score(records, examples, k)
+    evaluation, judged = _score(records, examples, k)
+    answers = [
+        GreedyAnswer(
+            row=i,
+            id=examples[i].get("id"),
+            prompt=decode(prompt_ids[i]),
+            completion=record["texts"][0],
+            answer=examples[i]["answer"],
+            verdict=str(judgement.verdict),
+            extracted=judgement.answer,
+            length=record["length"],
+        )
+        for i, (record, judgement) in enumerate(zip(records, judged, strict=True))
+    ]
+    return evaluation, answers
 
 
-def _score(records: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], k: int) -> Evaluation:
+def _score(
+    records: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], k: int
+) -> tuple[Evaluation, list[Judgement]]:
     golds = [examples[record["row"]]["answer"] for record in records]
     metas = [examples[record["row"]].get("meta") or {} for record in records]
     kinds, choices = [m.get("kind") for m in metas], [m.get("choices") for m in metas]
@@ -138,7 +174,7 @@ def _score(records: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
             group = flat[i * k : (i + 1) * k]
             correct += winner is not None and next(j.correct for j in group if j.answer == winner)
         majority = Accuracy(correct, n)
-    return Evaluation(
+    evaluation = Evaluation(
         greedy=Accuracy(sum(j.correct for j in judged), n),
         greedy_strict=Accuracy(sum(j.strict_correct for j in judged), n),
         majority=majority,
@@ -146,3 +182,4 @@ def _score(records: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
         verdicts=dict(Counter(str(j.verdict) for j in judged)),
         mean_length=sum(record["length"] for record in records) / n if n else 0.0,
     )
+    return evaluation, judged

@@ -22,10 +22,7 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
 
     Call it before the model is loaded: under ZeRO-3 its plugin makes `from_pretrained` shard while loading.
     """
-    bf16 = args.bf16
-    if bf16 is None:
-        bf16 = not args.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        args.bf16 = bf16
+    bf16 = args.bf16 = resolve_bf16(args.bf16, args.use_cpu)
     # Accelerate guesses the backend from the accelerator; without one, torchrun-style launches have to be told: `cpu`
     # for plain data parallelism, `gloo` for DeepSpeed (where `cpu=True` would switch DeepSpeed off).
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
@@ -60,6 +57,13 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
         plugin.hf_ds_config.config.update(settings)
     set_seed(args.seed)
     return accelerator
+
+
+def resolve_bf16(bf16: bool | None, use_cpu: bool) -> bool:
+    """The `bf16` option; None means wherever the GPU has it."""
+    if bf16 is None:
+        return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return bf16
 
 
 def data_parallel_size(accelerator: Accelerator) -> int:

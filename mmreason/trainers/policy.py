@@ -23,13 +23,15 @@ from mmreason.losses.policy import BatchSize, aggregate, clipped_surrogate, impo
 from mmreason.rewards.accuracy import judge
 from mmreason.rewards.run import RewardBatch, compute_rewards
 from mmreason.rollout.engines import build_engine, end_token_ids, placeholder_token_ids
-from mmreason.rollout.evaluate import Evaluation, evaluate
+from mmreason.rollout.evaluate import Evaluation, GreedyAnswer
 from mmreason.rollout.scoring import completion_logps, completion_mask, pad_right
 from mmreason.rollout.types import Request, Sampling
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples, StepMetrics, unpad
 from mmreason.trainers.checkpointing import load_policy, save_policy
 from mmreason.trainers.distributed import DataParallel, build_optimizer, lr_schedule, prepare_reference
+from mmreason.trainers.evaluation import measure
+from mmreason.trainers.problems import HeldOut
 from mmreason.trainers.records import RunRecords, tracker_config
 from mmreason.trainers.reporting import Reporter, decode
 from mmreason.trainers.state import Checkpoints, RunState, stop_on_signal
@@ -126,9 +128,14 @@ class PolicyTrainer:
 
     # ---- the loop
 
-    def train(self) -> RunState:
-        """Run to `total_steps` (or to a signal, after saving) and return where the run stands."""
+    def train(self, evaluate: Callable[[bool], dict[str, float]] | None = None) -> RunState:
+        """Run to `total_steps` (or to a signal, after saving) and return where the run stands.
+
+        Args: evaluate: called every `eval_steps` with whether that step is the last; what it returns goes to the
+            step's line of metrics.jsonl. It may not change what the next steps compute.
+        """
         args, state = self.args, self.state
+        self.records.rewind(state.step, state.rollouts)
         if args.report_to:
             self.accelerator.init_trackers("mmreason", config=tracker_config(args))
         with stop_on_signal() as stop_asked, self.reporter.progress_bar() as bar:
@@ -142,8 +149,12 @@ class PolicyTrainer:
                 state.updates_in_rollout += 1
                 if state.updates_in_rollout == args.updates_per_rollout:
                     self._samples, state.updates_in_rollout = None, 0
-                state.seconds += time.perf_counter() - started
-                self.reporter.step(metrics | {"time/step": time.perf_counter() - started}, bar)
+                metrics["time/step"] = time.perf_counter() - started
+                state.seconds += metrics["time/step"]
+                if evaluate is not None and args.evaluates_after(state.step, self.total_steps):
+                    with _timed(metrics, "time/evaluation"):
+                        metrics |= evaluate(state.step == self.total_steps)
+                self.reporter.step(metrics, bar)
                 stop = self.parallel.any(stop_asked())
                 if stop or state.step == self.total_steps or (args.save_steps and state.step % args.save_steps == 0):
                     self.save()
@@ -374,21 +385,10 @@ class PolicyTrainer:
 
     # ---- evaluation, checkpoints
 
-    def evaluate(self, dataset: Any, prompt_ids: Sequence[list[int]], k: int) -> Evaluation:
-        """Greedy and maj@k accuracy of the current policy on held-out rows (collective)."""
+    def measure(self, held_out: HeldOut, k: int) -> tuple[Evaluation, list[GreedyAnswer]]:
+        """Greedy and maj@k accuracy of the current policy on a held-out set, and its greedy answers (collective)."""
         self.engine.sync()
-        return evaluate(
-            self.engine,
-            prompt_ids,
-            [dataset[i] for i in range(len(prompt_ids))],
-            lambda ids: decode(self.tokenizer, ids),
-            self.sampling,
-            k=k,
-            seed=self._seed(-1),
-            rank=self.parallel.rank,
-            world_size=self.parallel.size,
-            gather_objects=self.parallel.gather_objects,
-        )
+        return measure(self.engine, held_out, self.tokenizer, self.sampling, self.parallel, k=k, seed=self._seed(-1))
 
     def close(self) -> None:
         """Free the engine and leave the process group."""
@@ -412,7 +412,6 @@ class PolicyTrainer:
         self._samples = None
         if state.updates_in_rollout:
             self._samples = Samples.load(checkpoint / f"samples-{self.accelerator.process_index:05d}.parquet")
-        self.records.rewind(state.step, state.rollouts)
 
     # ---- set-up
 

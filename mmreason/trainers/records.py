@@ -23,7 +23,7 @@ class RunRecords:
         self.metrics_path = self.folder / "metrics.jsonl"
         self.rollouts = self.folder / "rollouts"
         if enabled:
-            self.rollouts.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def rewind(self, step: int, rollouts: int) -> None:
         """Forget what came after a checkpoint: it is about to be done again."""
@@ -59,20 +59,24 @@ class RunRecords:
 
     def rollout(self, number: int, rows: list[dict[str, Any]]) -> None:
         """Write one rollout's completions, atomically."""
-        if not self.enabled:
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        if self.enabled:
+            write_rows(self.rollouts / f"rollout-{number:06d}.parquet", rows)
 
-        path = self.rollouts / f"rollout-{number:06d}.parquet"
-        temporary = path.with_suffix(".tmp")
-        try:
-            names = dict.fromkeys(name for row in rows for name in row)
-            table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-            pq.write_table(table, temporary, compression="zstd")
-            temporary.replace(path)
-        except OSError as error:
-            raise MMReasonError(f"{path} can't be written ({error}); the checkpoints are untouched") from error
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as parquet, atomically. Raises MMReasonError naming the file where that fails."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = dict.fromkeys(name for row in rows for name in row)
+        table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+        pq.write_table(table, temporary, compression="zstd")
+        temporary.replace(path)
+    except OSError as error:
+        raise MMReasonError(f"{path} can't be written ({error}); the checkpoints are untouched") from error
 
 
 def _column(values: list[Any]) -> Any:

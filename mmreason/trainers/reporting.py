@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmreason.losses.advantages import GroupAdvantages
+from mmreason.report import write_report
 from mmreason.rewards.run import RewardBatch
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples
 from mmreason.trainers.distributed import DataParallel
 from mmreason.trainers.records import RunRecords
 from mmreason.trainers.state import RunState
+from mmreason.trainers.token_texts import TokenTexts
+from mmreason.types import MMReasonError
 
 _SHOWN = ("reward", "reward_std", "loss", "entropy", "kl", "completions/mean_length", "grad_norm", "time/step")
 
@@ -24,6 +28,20 @@ _SHOWN = ("reward", "reward_std", "loss", "entropy", "kl", "completions/mean_len
 def decode(tokenizer: Any, ids: list[int]) -> str:
     """Token ids as text, without special tokens."""
     return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def write_run_report(output_dir: str, accelerator: Any) -> None:
+    """Write report.html about a run that has ended and say where it lies; one that fails doesn't fail the run."""
+    if not accelerator.is_main_process:
+        return
+    try:
+        path = write_report([Path(output_dir)])
+    except (MMReasonError, OSError) as error:
+        print(
+            f"The report could not be written ({error}). The run is complete: mmreason report {output_dir} tries again."
+        )
+    else:
+        print(f"Report: {path}")
 
 
 class Reporter:
@@ -42,6 +60,7 @@ class Reporter:
         self.args, self.state, self.parallel, self.records = args, state, parallel, records
         self.accelerator = parallel.accelerator
         self.dataset, self.tokenizer, self.total_steps = dataset, tokenizer, total_steps
+        self.token_texts = TokenTexts(tokenizer)
         self._latest_rows: list[dict[str, Any]] = []
 
     def progress_bar(self) -> Any:
@@ -111,6 +130,7 @@ class Reporter:
                 "reward": float(rewards.total[i]),
                 "advantage": samples.advantages[i],
                 "completion_ids": samples.completion_ids[i],
+                "completion_tokens": self.token_texts(samples.completion_ids[i]),
                 "sampling_logps": samples.sampling_logps[i],
             }
             row |= {f"rewards/{name}": float(rewards.per_func[i, j]) for j, name in enumerate(rewards.names)}
@@ -119,7 +139,7 @@ class Reporter:
         return rows
 
     def step(self, metrics: dict[str, float], bar: Any) -> None:
-        """Record one optimizer step; every `logging_steps` also tell the trackers and the terminal."""
+        """Record one optimizer step; every `logging_steps`, and after an evaluation, tell trackers and terminal too."""
         args, state = self.args, self.state
         prompts_seen = state.rollouts * (args.generation_batch_size or 0) / args.num_generations
         metrics |= {"epoch": prompts_seen / len(self.dataset), "num_tokens": float(state.tokens)}
@@ -128,7 +148,8 @@ class Reporter:
         if "reward" in metrics:
             shown = {"reward": f"{metrics['reward']:.3f}", "length": f"{metrics['completions/mean_length']:.0f}"}
             bar.set_postfix(shown, refresh=False)
-        if state.step % args.logging_steps and state.step != self.total_steps:
+        evaluated = any(name.startswith("eval/") for name in metrics)
+        if state.step % args.logging_steps and state.step != self.total_steps and not evaluated:
             return
         if args.report_to:
             self.accelerator.log(metrics, step=state.step)

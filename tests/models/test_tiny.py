@@ -49,6 +49,38 @@ def test_digits_are_spelled() -> None:
     assert [TOKENIZER.decode([t]) for t in TOKENIZER("1234")["input_ids"]] == ["1", "2", "3", "4"]
 
 
+TEXTS = ["Ana buys 12 more apples.", "Ben sells 7 apples.", "苹果有12个。"] * 20
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(a tokenizer with merges learned from TEXTS, the same one as a checkpoint gives it back)."""
+    from transformers import AutoTokenizer
+
+    folder = save_tiny(tmp_path_factory.mktemp("learned"), texts=TEXTS, vocab_size=300)
+    return tiny_tokenizer(TEXTS, 300), AutoTokenizer.from_pretrained(folder)
+
+
+def test_frequent_words_become_tokens_and_digits_stay_digits(learned: Any) -> None:
+    tokenizer, loaded = learned
+    assert len(tokenizer) <= 300
+    assert [tokenizer.decode([t]) for t in tokenizer("sells 12 apples")["input_ids"]][-4:] == [" ", "1", "2", " apples"]
+    texts = [tokenizer.decode([t]) for t in range(len(tokenizer))]
+    assert all(len(text) == 1 for text in texts if any(c.isdigit() for c in text))
+    assert tokenizer.pad_token_id == len(tokenizer) - 5 and tokenizer.eos_token_id == len(tokenizer) - 4
+    assert tokenizer("苹果有12个。")["input_ids"] == loaded("苹果有12个。")["input_ids"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text())
+def test_any_text_comes_back_with_merges_too(learned: Any, text: str) -> None:
+    tokenizer, loaded = learned
+    composed = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == composed
+    assert loaded(text, add_special_tokens=False)["input_ids"] == ids
+
+
 def test_special_tokens_are_single_and_skipped() -> None:
     ids = TOKENIZER("<|user|>hi<|end|>")["input_ids"]
     assert len(ids) == 4 and ids[-1] == TOKENIZER.eos_token_id
@@ -65,6 +97,12 @@ def test_chat_template() -> None:
     assert text == done + "<|assistant|>"
     ids = TOKENIZER.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     assert TOKENIZER.decode(ids) == text
+
+
+def test_reasoning_stands_before_the_answer() -> None:
+    turn = [{"role": "assistant", "reasoning_content": "2 + 2 = 4", "content": "The answer is 4."}]
+    text = TOKENIZER.apply_chat_template(turn, tokenize=False)
+    assert text == "<|assistant|>2 + 2 = 4\nThe answer is 4.<|end|>"
 
 
 @pytest.mark.parametrize("size", TINY_SIZES)
@@ -96,7 +134,7 @@ def test_seed_decides_the_weights_and_leaves_the_generators() -> None:
 
 def test_sizes_are_as_documented() -> None:
     def millions(size: str) -> float:
-        return sum(p.numel() for p in tiny_decoder(size).parameters()) / 1e6
+        return tiny_decoder(size, vocab_size=1024).num_parameters() / 1e6
 
-    assert round(millions("xs"), 1) == 0.1 and round(millions("s"), 1) == 1.3
+    assert {size: round(millions(size), 1) for size in TINY_SIZES} == {"xs": 0.1, "s": 1.2, "m": 2.6}
     assert tiny_decoder(num_hidden_layers=1).config.num_hidden_layers == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.launch import EMBEDDED, SMALL
+from tests.recipes.launch import SMALL, small_example
 
 Main = Callable[..., None]
 
@@ -20,17 +20,6 @@ def fresh_accelerate() -> Iterator[None]:
     reset_accelerate()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """For models this small a second thread costs more than it brings, ten times as much on a busy machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def reset_accelerate() -> None:
     from accelerate.state import AcceleratorState, GradientState
 
@@ -39,11 +28,11 @@ def reset_accelerate() -> None:
 
 
 def call_recipe(output_dir: Path, *flags: str) -> None:
-    """main([...]) with the embedded example's settings, small."""
+    """main([...]) with the small example's settings."""
     from recipes.grpo_math import main
 
     reset_accelerate()
-    main(["--config", str(EMBEDDED), "--output_dir", str(output_dir), *SMALL, *flags])
+    main([*small_example(), "--output_dir", str(output_dir), *SMALL, *flags])
 
 
 @pytest.fixture(scope="module")

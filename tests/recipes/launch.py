@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +22,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "grpo_math.py"
 EMBEDDED = ROOT / "recipes" / "configs" / "grpo_math" / "embedded.yaml"
+SMALL_CONFIG = ROOT / "tests" / "recipes" / "small.yaml"
 # Six small steps on generated sums; each completion is a handful of tokens.
 SMALL = [
     "--eval_samples", "0", "--max_train_samples", "64",
@@ -26,8 +31,26 @@ SMALL = [
 ]  # fmt: skip
 
 
+@functools.cache
+def small_example() -> tuple[str, ...]:
+    """Flags of a run that doesn't depend on what the recipe shows by default: small.yaml, a random decoder, sums."""
+    from data_builders.arithmetic import build
+    from mmreason.models.tiny import save_tiny
+
+    folder = Path(tempfile.mkdtemp(prefix="mmreason-small-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = save_tiny(folder / "model", seed=42)
+    build(folder / "sums", n=256, n_test=64, seed=42, level=1)
+    data = ("--dataset_name", str(folder / "sums"), "--dataset_test_split", "test")
+    return ("--config", str(SMALL_CONFIG), "--model_name_or_path", model, *data)
+
+
 def command(output_dir: Path, *flags: str, accelerate: str | None = None) -> list[str]:
-    """`python recipes/grpo_math.py …`, or `accelerate launch --config_file recipes/accelerate/<accelerate>.yaml …`."""
+    """`python recipes/grpo_math.py …`, or `accelerate launch --config_file recipes/accelerate/<accelerate>.yaml …`.
+
+    Without a --config of its own it is the small example.
+    """
+    flags = flags if "--config" in flags else (*small_example(), *flags)
     start = [sys.executable]
     if accelerate is not None:
         words = accelerate.split()

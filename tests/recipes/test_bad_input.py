@@ -83,11 +83,20 @@ def test_bad_rows_can_be_dropped_and_are_counted(tmp_path: Path) -> None:
         dataset_name=str(write_rows(tmp_path / "train.jsonl", rows)), on_bad_row="drop", eval_samples=4
     )
     said: list[str] = []
-    train, held_out = load_problems(data, PolicyConfig(), tiny_tokenizer(), said.append)
+    train, prompt_ids, held_out = load_problems(data, PolicyConfig(), tiny_tokenizer(), said.append)
     assert "dropped 2 of 15 rows: 1 bad_gold, 1 missing_answer" in said[0]
-    assert said[-1].startswith("dropped from") and said[-1].count("'prompt_too_long': 1") == 1
-    assert len(train) + len(held_out) == len(GOOD)
-    assert not {str(p) for p in train["prompt"]} & {str(p) for p in held_out["prompt"]}
+    assert re.search("^dropped of the (training|held_out) problems: 1 prompt_too_long$", "\n".join(said), re.M)
+    (held,) = held_out.values()
+    assert len(prompt_ids) == len(train) and len(train) + len(held.dataset) == len(GOOD)
+    assert not {str(p) for p in train["prompt"]} & {str(p) for p in held.dataset["prompt"]}
+
+
+def test_extra_test_split_that_is_not_there(tmp_path: Path, no_model: None) -> None:
+    for split in ("train", "unseen"):
+        write_rows(tmp_path / f"{split}.jsonl", GOOD)
+    flags = ("--dataset_test_split", "None", "--extra_test_splits", "unsen", "--eval_samples", "4")
+    said = message(tmp_path / "run", "--dataset_name", str(tmp_path), *flags)
+    assert "Did you mean split 'unseen'" in said and str(tmp_path) in said
 
 
 def test_prompt_over_the_limit(tmp_path: Path, no_model: None) -> None:

@@ -1,78 +1,36 @@
-"""The README: its commands run or parse, the files it names exist, its lists are complete, its example works."""
+"""The README: its first screen, the tree and the lists it shows, its numbers, its example. Commands: tests/docs."""
 
 from __future__ import annotations
 
+import csv
 import re
-import shlex
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.recipes.launch import ROOT, environment, metrics
+from tests.commands import blocks, commands
+from tests.recipes.launch import ROOT, environment
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [(m[1], m[2]) for m in re.finditer(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M)]
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for kind, body in BLOCKS
-    if kind == "bash"
-    for line in body.splitlines()
-    if line.strip() and not line.startswith("#")
-]
-LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch")]
-TOP = [path.name for path in ROOT.iterdir() if path.is_dir()]
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+CURVE = "benchmarks/results/demo_learning.png"
 
 
-def test_there_are_commands() -> None:
-    assert len(LAUNCHES) >= 4 and "make test" in COMMANDS and "accelerate launch recipes/grpo_math.py" in LAUNCHES
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("accelerate launch")])
-def test_other_commands(command: str) -> None:
-    words = shlex.split(command)
-    if words[0] == "make":
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert re.search(rf"^{words[1]}:", makefile, re.M), f"the Makefile has no target {words[1]}"
-    elif words[0] == "sbatch":
-        assert (ROOT / words[1]).is_file()
-        subprocess.run(["bash", "-n", str(ROOT / words[1])], check=True)
-    else:
-        assert command == "source .venv/bin/activate", "say here how this command is checked"
-
-
-@pytest.mark.parametrize("command", LAUNCHES)
-def test_launches_parse(command: str) -> None:
-    """By accelerate's own parser and by the recipe's, which refuse what they don't know."""
-    from accelerate.commands.launch import launch_command_parser
-
-    from mmreason.config import parse_config
-    from mmreason.trainers.arguments import DataArguments, ModelArguments, PolicyConfig, RewardArguments
-
-    launch = launch_command_parser().parse_args(shlex.split(command)[2:])
-    assert launch.training_script == "recipes/grpo_math.py"
-    assert launch.config_file is None or (ROOT / launch.config_file).is_file()
-    arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in launch.training_script_args]
-    parse_config((ModelArguments, DataArguments, RewardArguments, PolicyConfig), arguments)
-
-
-@pytest.mark.slow
-def test_the_demo_runs(tmp_path: Path) -> None:
-    """`accelerate launch recipes/grpo_math.py`, two steps of it, on a machine where accelerate was never configured."""
-    small = ["--max_steps", "2", "--eval_samples", "8", "--output_dir", str(tmp_path / "run")]
-    words = [sys.executable, "-m", "accelerate.commands.launch", "recipes/grpo_math.py", *small]
-    done = subprocess.run(
-        words, cwd=ROOT, env=environment() | {"HF_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for said in ("No model was named", "No dataset was named", "before (step 0)", "after (step 2)", "maj@4"):
-        assert said in done.stdout
-    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
-    for name in ("config.yaml", "metrics.jsonl", "evaluation.json", "rollouts/rollout-000002.parquet", "checkpoint-2"):
-        assert (tmp_path / "run" / name).exists()
+def test_the_first_screen() -> None:
+    """A sentence, two commands, the learning curve, the GPU command: in this order, before the first heading."""
+    head = TEXT[: TEXT.index("\n## ")]
+    first, gpu = (block for block in blocks(README) if block.body in head)
+    assert [line.split("  #")[0].strip() for line in first.body.splitlines()] == ["make demo", "make test"]
+    assert re.fullmatch(r"# mmreason\n\n[^\n]+\n\n```bash\n", head[: head.index(first.body)])
+    assert "recipes/accelerate/one_gpu.yaml" in gpu.body and len(gpu.body.splitlines()) == 1
+    if (ROOT / CURVE).exists():
+        assert head.index(first.body) < head.index(f"({CURVE})") < head.index(gpu.body)
 
 
 SCRIPTS = sorted(path for folder in ("recipes", "data_builders") for path in (ROOT / folder).glob("[!_]*.py"))
@@ -91,19 +49,8 @@ def test_help_in_half_a_second(path: Path) -> None:
     assert min(seconds) < 0.5, seconds
 
 
-def test_paths_exist() -> None:
-    named = {word for code in re.findall(r"`([^`\n]+)`", TEXT) for word in code.split() if "/" in word}
-    named |= {word for command in COMMANDS for word in command.split() if word.endswith((".py", ".yaml", ".sbatch"))}
-    ours = {name for name in named if name.split("/")[0] in TOP}
-    assert len(ours) >= 5
-    missing = [name for name in sorted(ours) if not (ROOT / name).exists()]
-    assert not missing, missing
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
-
-
 def test_the_tree_is_the_one_on_disk() -> None:
-    (tree,) = (body for _, body in BLOCKS if body.startswith("mmreason/"))
+    (tree,) = (block.body for block in blocks(README) if block.body.startswith("mmreason/"))
     folder, listed = "", set()
     for line in tree.splitlines():
         name = line.split()[0]
@@ -117,9 +64,9 @@ def test_the_tree_is_the_one_on_disk() -> None:
     assert packages <= listed, f"the README's tree lacks {sorted(packages - listed)}"
 
 
-def test_the_table_of_launch_files_is_complete() -> None:
-    rows = re.findall(r"^\| `(\w+\.yaml)` \|", TEXT, re.M)
-    assert sorted(rows) == sorted(path.name for path in (ROOT / "recipes" / "accelerate").glob("*.yaml"))
+def test_every_recipe_is_shown() -> None:
+    shown = " ".join(command.text for command in commands(README))
+    assert all(f"recipes/{path.name}" in shown for path in (ROOT / "recipes").glob("[!_]*.py"))
 
 
 def test_the_list_of_rewards_is_complete() -> None:
@@ -129,13 +76,63 @@ def test_the_list_of_rewards_is_complete() -> None:
     assert re.findall(r"`(\w+)`", sentence) == list(REWARDS)
 
 
+def rows(name: str) -> list[dict[str, Any]]:
+    with (ROOT / "benchmarks" / "results" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured() -> dict[str, str]:
+    """Numbers of the README and of docs/compare.md as the CSVs have them."""
+    steps = [row for row in rows("grpo_step.csv") if row["what"] == "step"]
+    seconds = {who: [float(r["seconds"]) for r in steps if r["trainer"] == who] for who in ("ours", "trl")}
+    ratios = [float(row["ratio"]) for row in rows("grpo_step.csv") if row["what"] == "rollout"]
+    gaps = [float(row["max_logp_difference"]) for row in rows("engine_parity.csv")]
+    return {
+        "our step": f"{statistics.median(seconds['ours']):.2f} s",
+        "TRL's step": f"{statistics.median(seconds['trl']):.2f} s",
+        "vLLM": f"{statistics.median(ratios):.2f}",
+        "log-prob": f"{max(gaps):.1e}".replace("e-0", "e-"),
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/compare.md"])
+def test_numbers_are_those_of_the_csvs(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for what, number in measured().items():
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text), f"{page}: {what} is {number} in the CSV"
+
+
+def test_the_demo_learns_what_the_readme_says() -> None:
+    found = {row["run"]: row for row in rows("demo_learning.csv")}
+    seeds = [found[f"seed-{seed}"] for seed in (1, 2, 3)]
+
+    def percent(rows: list[dict[str, Any]], column: str) -> str:
+        return ", ".join(dict.fromkeys(f"{100 * float(row[column]):.1f}" for row in rows))
+
+    def arrow(before: str, after: str) -> str:
+        return f"{percent(seeds, before)} % → {percent(seeds, after)} %"
+
+    assert arrow("greedy_before", "greedy_after") in TEXT and arrow("unseen_before", "unseen_after") in TEXT
+    assert f"{percent([found['seed-1-vllm']], 'greedy_after')} % with vLLM rollouts" in TEXT
+    assert found["seed-1-again"]["same_curve"] == "yes"
+    assert all(row["intervals_overlap"] == "no" and float(row["gain_points"]) >= 10 for row in found.values())
+
+
+def test_the_verifier_is_as_fast_as_the_csv_says() -> None:
+    text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    rate = {row["name"]: float(row["value"]) for row in rows("answers.csv")}
+    pool, alone = rate["hard pool, 2 workers"], rate["hard math-verify, 1 process"]
+    assert f"| {pool:.0f} and {alone:.0f} answers/s |" in text
+    assert f"| {round(rate['easy verify_many'], -2):,.0f} answers/s |" in text
+
+
 def test_the_reward_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmreason.rewards import load_rewards
     from mmreason.rewards.run import compute_rewards
 
-    (code,) = (body for kind, body in BLOCKS if kind == "python")
-    (settings,) = (yaml.safe_load(body) for kind, body in BLOCKS if kind == "yaml")
-    (tmp_path / "my_rewards.py").write_text(code, encoding="utf-8")
+    (code,) = (block for block in blocks(README) if block.language == "python")
+    (settings,) = (yaml.safe_load(block.body) for block in blocks(README) if block.language == "yaml")
+    (tmp_path / str(code.file_name)).write_text(code.body, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     texts = ["so it is 4", "x" * 300 + " 5"]
     batch = compute_rewards(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +15,17 @@ from safetensors.torch import load_file
 from tests.recipes.launch import SMALL, command, metrics, run, run_and_signal
 
 TIMES = ("time/", "num_tokens")
+# Measured at steps 2, 4 and 6: before the kill and after it, and the steps around it must not notice.
+EVALUATION = ("--eval_samples", "5", "--eval_num_generations", "2", "--eval_steps", "2")
 SETTINGS = {
-    "one_process": ((), None),
+    "one_process": (EVALUATION, None),
     # Two optimizer steps for each of two uses of a rollout: the checkpoints of steps 2 and 6 hold one in flight.
-    "rollout_in_flight": (("--steps_per_generation", "2", "--num_iterations", "2", "--beta", "0.01"), None),
+    "rollout_in_flight": (
+        ("--steps_per_generation", "2", "--num_iterations", "2", "--beta", "0.01", *EVALUATION),
+        None,
+    ),
     "lora": (("--use_peft", "--lora_target_modules", "all-linear", "--steps_per_generation", "2"), None),
-    "ddp": ((), "cpu_ddp2"),
+    "ddp": (EVALUATION, "cpu_ddp2"),
     "zero3": ((), "cpu_zero3"),
 }
 
@@ -49,10 +56,19 @@ def test_killed_run_ends_like_an_unbroken_one(name: str, tmp_path: Path) -> None
         assert {k: v for k, v in want.items() if not k.startswith(TIMES)} == {
             k: v for k, v in got.items() if not k.startswith(TIMES)
         }
-    samples = [sorted((folder / "rollouts").glob("*.parquet")) for folder in (unbroken, broken)]
-    assert [p.name for p in samples[0]] == [p.name for p in samples[1]]
-    for left, right in zip(*samples, strict=True):
-        assert pq.read_table(left).equals(pq.read_table(right))
+    for pattern in ("rollouts/*.parquet", "evaluations/*.parquet"):
+        samples = [sorted(folder.glob(pattern)) for folder in (unbroken, broken)]
+        assert [p.name for p in samples[0]] == [p.name for p in samples[1]]
+        for left, right in zip(*samples, strict=True):
+            assert pq.read_table(left).equals(pq.read_table(right))
+    assert evaluations(unbroken) == evaluations(broken)
+    expected_moments = ["before", "step 2", "step 4", "after"] if "--eval_steps" in flags else []
+    assert list(evaluations(broken)) == expected_moments
+
+
+def evaluations(folder: Path) -> dict[str, Any]:
+    path = folder / "evaluation.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmreason.models.tiny import tiny_tokenizer
-from mmreason.rollout.evaluate import Accuracy, Evaluation, evaluate, wilson_interval
+from mmreason.rollout.evaluate import Accuracy, Evaluation, GreedyAnswer, evaluate, wilson_interval
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
 
 TOKENIZER = tiny_tokenizer()
@@ -53,12 +53,24 @@ def run(
     world_size: int = 1,
     gather: Callable[[list[Any]], list[Any]] = lambda items: items,
 ) -> tuple[Evaluation, ScriptedEngine]:
+    (result, _), engine = run_with_answers(script, golds, k, rank, world_size, gather)
+    return result, engine
+
+
+def run_with_answers(
+    script: Sequence[Sequence[str]],
+    golds: Sequence[str],
+    k: int,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[list[Any]], list[Any]] = lambda items: items,
+) -> tuple[tuple[Evaluation, list[GreedyAnswer]], ScriptedEngine]:
     engine = ScriptedEngine(script)
     checked: Engine = engine  # the script keeps to the protocol
     result = evaluate(
         checked,
         [[i] for i in range(len(golds))],
-        [{"answer": gold, "meta": {"kind": "number"}} for gold in golds],
+        [{"id": f"p{i}", "answer": gold, "meta": {"kind": "number"}} for i, gold in enumerate(golds)],
         TOKENIZER.decode,
         SAMPLING,
         k=k,
@@ -126,6 +138,17 @@ def test_counts_by_hand() -> None:
     assert engine.calls == [([0, 1, 2, 3, 4], [1] * 5, 0.0, 7), ([0, 1, 2, 3, 4], [3] * 5, 0.9, 8)]
 
 
+def test_greedy_answers_are_handed_on() -> None:
+    (_, answers), _ = run_with_answers(SCRIPT, GOLDS, k=3)
+    assert [answer.completion for answer in answers] == [texts[0] for texts in SCRIPT]
+    assert [answer.prompt for answer in answers] == [TOKENIZER.decode([i]) for i in range(5)]
+    assert [(answer.row, answer.id) for answer in answers] == [(i, f"p{i}") for i in range(5)]
+    assert [answer.answer for answer in answers] == GOLDS
+    assert [answer.verdict for answer in answers] == ["correct", "correct", "correct", "wrong", "unparseable"]
+    assert [answer.extracted for answer in answers] == ["4", "7", "9", "1", None]
+    assert [answer.length for answer in answers] == [len(texts[0]) for texts in SCRIPT]
+
+
 def test_no_vote_below_two_samples() -> None:
     for k in (0, 1):
         found, engine = run(SCRIPT, GOLDS, k=k)
@@ -171,7 +194,7 @@ def test_majority_equals_brute_force(votes: list[list[str]], golds: list[str]) -
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_dealing_to_processes_changes_nothing(world_size: int) -> None:
-    alone, _ = run(SCRIPT, GOLDS, k=3)
+    alone, _ = run_with_answers(SCRIPT, GOLDS, k=3)
     kept: list[Any] = []
     engines = []
 
@@ -182,7 +205,7 @@ def test_dealing_to_processes_changes_nothing(world_size: int) -> None:
     for rank in range(world_size):
         engines.append(run(SCRIPT, GOLDS, 3, rank, world_size, keep)[1])
     assert sorted(record["row"] for record in kept) == list(range(5)), "each problem is counted once"
-    together, _ = run(SCRIPT, GOLDS, 3, 0, world_size, lambda items: list(reversed(kept)))
+    together, _ = run_with_answers(SCRIPT, GOLDS, 3, 0, world_size, lambda items: list(reversed(kept)))
     assert together == alone
     # Sampling is collective with sharded weights: all processes make the same calls with the same number of rows.
     shapes = [[(len(problems), counts, seed) for problems, counts, _, seed in engine.calls] for engine in engines]

@@ -48,11 +48,24 @@ def test_batch_arithmetic(
         ({"max_steps": -2}, 1, "or -1 to count epochs"),
         ({"logging_steps": 0}, 1, "logging_steps=0 must be at least 1"),
         ({"vllm_importance_sampling_clip_min": 3.0}, 1, "must be below"),
+        ({"eval_steps": 0}, 1, "eval_steps=0 must be a whole number of steps"),
+        ({"eval_steps": 2.5}, 1, "eval_steps=2.5 must be a whole number of steps"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], world: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         PolicyConfig(**options).resolve(world)
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "total", "expected"),
+    [(None, 10, []), (3, 10, [3, 6, 9]), (5.0, 10, [5, 10]), (11, 10, []), (0.25, 10, [3, 6, 9]), (0.5, 10, [5, 10])],
+)
+def test_steps_with_an_evaluation(eval_steps: float | None, total: int, expected: list[int]) -> None:
+    """A share of all steps is rounded up, as in transformers."""
+    args = PolicyConfig(eval_steps=eval_steps)
+    args.resolve(1)
+    assert [step for step in range(1, total + 1) if args.evaluates_after(step, total)] == expected
 
 
 def test_properties_before_resolve_say_so() -> None:

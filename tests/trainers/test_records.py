@@ -71,7 +71,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(MMReasonError, match=r"metrics\.jsonl can't be written .* checkpoints are untouched"):
         records.metrics(1, {})
-    (tmp_path / "rollouts").rmdir()
     (tmp_path / "rollouts").write_text("")
     with pytest.raises(MMReasonError, match="rollout-000001"):
         records.rollout(1, [{"a": 1}])

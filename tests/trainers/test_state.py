@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from mmreason.trainers.arguments import PolicyConfig
@@ -152,8 +153,13 @@ def test_output_dir_belongs_to_one_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seed: 1 there, 2 now"):
         open_output_dir(folder, {"seed": 2, "data": "x"}, False, True)
     (tmp_path / "a" / "run" / "mine.txt").write_text("kept")
+    (tmp_path / "a" / "run" / "evaluations").mkdir()
+    (tmp_path / "a" / "run" / "report.html").write_text("of the run that was")
     open_output_dir(folder, {"seed": 2}, True, True)
-    assert json.loads((tmp_path / "a" / "run" / "run.json").read_text()) == {"identity": {"seed": 2}}
+    assert names(tmp_path / "a" / "run") == ["config.yaml", "mine.txt", "run.json"]
+    record = json.loads((tmp_path / "a" / "run" / "run.json").read_text())
+    assert record["identity"] == {"seed": 2} and record["machine"]["cpus"] == os.cpu_count()
+    assert record["versions"]["torch"] == torch.__version__
     assert (tmp_path / "a" / "run" / "mine.txt").read_text() == "kept"
     open_output_dir(str(tmp_path / "other"), {}, False, is_main=False)
     assert not (tmp_path / "other").exists()

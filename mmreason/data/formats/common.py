@@ -24,6 +24,9 @@ REASONS: dict[str, str] = {
     "duplicate_id": "another row has the same id",
     "images_unused": "the prompt has images, but images weren't asked for",
     "prompt_too_long": "the prompt is longer than max_prompt_length",
+    "missing_completion": "there is no completion to learn from",
+    "too_long": "prompt and completion are longer than max_length",
+    "template": "the chat template doesn't render the row as it is",
 }
 """Reason codes of bad rows: the keys of the drop counts."""
 

@@ -1,0 +1,283 @@
+"""The commands that README and docs show: found in their code blocks, read by the parsers that a user meets, and run.
+
+Every line of a ```bash block is a command, and `read` knows each kind of them: one it doesn't know is an error, so
+that none goes unchecked. A ```yaml or ```python block whose first line is a comment with a file name ("# my_run.yaml")
+is that file; the commands of its page find it in their working folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.recipes.launch import ROOT, environment
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.S | re.M)
+_FILE_NAME = re.compile(r"# ([\w.-]+\.(?:yaml|py))$")
+# Not part of what a reader has: results of runs, caches, the environment (it is found by PATH).
+_NOT_LINKED = ("outputs", "data", "build", "site", "shared")
+# Added to a launch that is run: two updates on a few problems instead of a training.
+SMALL = [
+    "--max_steps", "2", "--per_device_train_batch_size", "16", "--eval_samples", "8", "--max_train_samples", "512",
+    "--word_problems", "{level: 2, style: mixed, n: 512, n_test: 16, n_unseen: 16}",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced code block. line: of its first line of code."""
+
+    page: Path
+    line: int
+    language: str
+    body: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def file_name(self) -> str | None:
+        """The name that its first line gives it."""
+        named = _FILE_NAME.fullmatch(self.body.split("\n", 1)[0])
+        return named[1] if named else None
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a ```bash block, without its comment."""
+
+    page: Path
+    line: int
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.text)
+
+
+def blocks(page: Path) -> list[Block]:
+    """The code blocks of a page in order."""
+    text = page.read_text(encoding="utf-8")
+    found = _FENCE.finditer(text)
+    return [Block(page, text[: match.start(2)].count("\n") + 1, match[1], match[2]) for match in found]
+
+
+def commands(page: Path) -> list[Command]:
+    """The commands of a page's ```bash blocks; a line that ends in a backslash goes on in the next one."""
+    found = []
+    for block in blocks(page):
+        if block.language != "bash":
+            continue
+        body = block.body.replace("\\\n", " \n")  # joined below; the line numbers stay
+        start, held = block.line, ""
+        for number, (line, original) in enumerate(zip(body.splitlines(), block.body.splitlines(), strict=True)):
+            start = start if held else block.line + number
+            held += line
+            if original.endswith("\\"):
+                continue
+            text = re.split(r"(?:^|\s\s)#", held)[0].strip()
+            held = ""
+            if text:
+                found.append(Command(page, start, " ".join(text.split())))
+    return found
+
+
+def all_commands() -> list[Command]:
+    return [command for page in PAGES for command in commands(page)]
+
+
+def sandbox(page: Path, folder: Path) -> Path:
+    """A working folder for a page's commands: the checkout's files as links, the page's own files, no outputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in ROOT.iterdir():
+        if entry.name not in _NOT_LINKED and not (folder / entry.name).exists():
+            (folder / entry.name).symlink_to(entry)
+    for block in blocks(page):
+        if block.file_name is not None:
+            (folder / block.file_name).write_text(block.body, encoding="utf-8")
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading: does the program that it calls take it?
+
+
+class UnknownCommandError(AssertionError):
+    """A kind of command that nothing here checks."""
+
+
+def read(command: Command, folder: Path) -> None:
+    """Let the program that a command calls read it, without its effects.
+
+    Args: folder: the page's sandbox.
+    Raises: UnknownCommandError for a program that isn't in READERS; what the program's parser raises.
+    """
+    words = command.words
+    reader = READERS.get(words[0])
+    if reader is None:
+        raise UnknownCommandError(f"{command.place}: say in tests/commands.py how {words[0]!r} is checked")
+    with contextlib.chdir(folder):
+        reader(words[1:])
+
+
+def _make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if equals:
+            assert re.search(rf"^# .*\b{name}\b", makefile, re.M), f"the Makefile names no variable {name}"
+        else:
+            assert re.search(rf"^{re.escape(name)}:", makefile, re.M), f"the Makefile has no target {name}"
+    assert words
+
+
+def _accelerate(words: list[str]) -> None:
+    launch = launch_arguments(words)
+    assert launch.config_file is None or Path(launch.config_file).is_file(), launch.config_file
+    recipe_options(launch.training_script, launch.training_script_args)
+
+
+def launch_arguments(words: list[str]) -> Any:
+    """What accelerate's own parser makes of `launch …`; it refuses options that it doesn't know."""
+    from accelerate.commands.launch import launch_command_parser
+
+    assert words[0] == "launch", f"accelerate {words[0]}: only launch is read"
+    return launch_command_parser().parse_args(words[1:])
+
+
+def recipe_options(script: str, arguments: list[str]) -> dict[str, Any]:
+    """The options with which a recipe would run, by its own main and `--print_config`. Raises ConfigError."""
+    assert Path(script).parent.name == "recipes" and (ROOT / script).is_file(), f"no recipe {script}"
+    module = importlib.import_module(f"recipes.{Path(script).stem}")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            module.main([*arguments, "--print_config"])
+    except SystemExit as end:
+        assert end.code == 0
+    return dict(yaml.safe_load(printed.getvalue()))
+
+
+def _sbatch(words: list[str]) -> None:
+    (script,) = [word for word in words if word.endswith(".sbatch")]
+    subprocess.run(["bash", "-n", script], check=True)
+    before, after = words[: words.index(script)], words[words.index(script) + 1 :]
+    assert all(flag in ("--nodes", "--job-name", "--time") for flag in before[::2]) and len(before) % 2 == 0, before
+    # What follows goes to the recipe; its YAML is the script's default.
+    text = Path(script).read_text(encoding="utf-8")
+    (config,) = re.findall(r'^config="\$\{CONFIG:-(.+?)\}"$', text, re.M)
+    (recipe,) = set(re.findall(r"recipes/\w+\.py", text))
+    recipe_options(recipe, ["--config", config, *after])
+
+
+def _source(words: list[str]) -> None:
+    assert words == [".venv/bin/activate"]
+
+
+def _mmreason(words: list[str]) -> None:
+    from mmreason.cli.main import make_parser
+
+    make_parser().parse_args(words)
+
+
+def _trl(words: list[str]) -> None:
+    assert words[0] == "vllm-serve", f"trl {words[0]}: only vllm-serve is read"
+    from trl.scripts.vllm_serve import make_parser as serve_parser
+
+    _, rest = serve_parser().parse_args_and_config(args=words[1:], return_remaining_strings=True)
+    assert not rest, f"trl vllm-serve doesn't know {rest}"
+
+
+def _pip(words: list[str]) -> None:
+    """`pip install -c FILE -e ".[extras]"`."""
+    assert words[:2] == ["install", "-c"] and words[3] == "-e", words
+    assert Path(words[2]).is_file()
+    (extras,) = re.findall(r"^\.\[([\w,-]+)\]$", words[4])
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= set(known), f"pyproject.toml has the extras {', '.join(known)}"
+
+
+def _ci_run(words: list[str]) -> None:
+    assert not words and os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+READERS: dict[str, Callable[[list[str]], None]] = {
+    "make": _make,
+    "accelerate": _accelerate,
+    "sbatch": _sbatch,
+    "source": _source,
+    "mmreason": _mmreason,
+    "trl": _trl,
+    "pip": _pip,
+    ".ci/run": _ci_run,
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def to_run(command: Command, folder: Path) -> list[str] | None:
+    """The words with which a command is run on a machine without GPU and network; None where it can't be.
+
+    A launch runs if it starts CPU processes and neither its model nor its data come from the hub.
+    """
+    words = command.words
+    if words[0] == "mmreason":
+        return words
+    if words[0] != "accelerate":
+        return None
+    with contextlib.chdir(folder):
+        launch = launch_arguments(words[1:])
+        if launch.config_file is not None and not yaml.safe_load(Path(launch.config_file).read_text()).get("use_cpu"):
+            return None
+        options = recipe_options(launch.training_script, launch.training_script_args)
+    local = all(options[key] is None or is_local(options[key]) for key in ("model_name_or_path", "dataset_name"))
+    return [*words, *SMALL] if local else None
+
+
+def is_local(name: str) -> bool:
+    """Does a model's or data set's name mean something that lies here, or that an earlier command writes?"""
+    return (ROOT / name).exists() or name.split("/")[0] in ("outputs", "data")
+
+
+@functools.lru_cache(maxsize=1)
+def variables() -> tuple[tuple[str, str], ...]:
+    """The environment in which commands run: this interpreter's programs first, nothing from the hub."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return tuple((environment() | {"PATH": programs, "CUDA_VISIBLE_DEVICES": ""}).items())
+
+
+def run(words: list[str], folder: Path, caches: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run a command in its sandbox as it stands in the page, on a machine where accelerate was never configured.
+
+    Args: caches: takes the place of the user's caches.
+    """
+    env = dict(variables()) | {"HF_HOME": str(caches / "hf"), "XDG_CACHE_HOME": str(caches)}
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def inline_code(page: Path) -> Iterator[str]:
+    """The `code` spans of a page's running text, each on one line."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text))

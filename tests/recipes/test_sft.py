@@ -1,0 +1,161 @@
+"""The SFT recipe through its command line: it learns, resumes bit for bit, and says what is wrong before it trains."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.recipes.launch import ROOT, metrics, run, run_and_signal
+
+SETTINGS = [
+    "--max_steps", "8", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--tiny_size", "xs",
+    "--learning_rate", "1e-2", "--warmup_steps", "0", "--gradient_checkpointing", "false", "--use_cpu",
+    "--logging_steps", "1", "--save_steps", "2",
+    "--eval_samples", "4", "--eval_steps", "3", "--max_completion_length", "4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from data_builders.arithmetic import build
+
+    folder = tmp_path_factory.mktemp("data") / "sums"
+    build(folder, n=128, n_test=16, seed=1, level=1)
+    return str(folder)
+
+
+def command(output_dir: Path, data: str, *flags: str, accelerate: str | None = None) -> list[str]:
+    start = [sys.executable]
+    if accelerate is not None:
+        start += ["-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{accelerate}.yaml"]
+    files = ["--config", "recipes/configs/sft/embedded.yaml", "--dataset_name", data, "--output_dir", str(output_dir)]
+    return [*start, "recipes/sft.py", *files, "--extra_test_splits", "null", *SETTINGS, *flags]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def unbroken(sums: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft") / "run"
+    done = run(command(folder, sums))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "held out: 4 held_out" in done.stdout and "after (step 8)" in done.stdout
+    return folder
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_behind(unbroken: Path) -> None:
+    lines = [line for line in metrics(unbroken) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    evaluation = json.loads((unbroken / "evaluation.json").read_text())
+    assert {name: entry["step"] for name, entry in evaluation.items()} == {"step 3": 3, "step 6": 6, "after": 8}
+    assert [line["step"] for line in metrics(unbroken) if "eval/held_out/greedy" in line] == [3, 6]
+    for name in ("config.yaml", "run.json", "checkpoint-8", "final/tokenizer.json", "evaluations", "report.html"):
+        assert (unbroken / name).exists(), name
+    assert not (unbroken / "rollouts").exists()
+    final, last = weights(unbroken / "final"), weights(unbroken / "checkpoint-8")
+    assert all(torch.equal(final[name], last[name]) for name in last)
+
+
+@pytest.mark.slow
+def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, sums: str, tmp_path: Path) -> None:
+    words = command(tmp_path / "run", sums)
+    run_and_signal(words, tmp_path / "run", step=5, number=signal.SIGKILL)
+    assert len(metrics(tmp_path / "run")) < len(metrics(unbroken)), "the run ended before it could be killed"
+    again = run(words)
+    assert again.returncode == 0 and "Continuing from" in again.stdout, again.stderr[-3000:]
+    assert metrics(tmp_path / "run") == metrics(unbroken)
+    evaluations = [(folder / "evaluation.json").read_text() for folder in (unbroken, tmp_path / "run")]
+    assert evaluations[0] == evaluations[1]
+    want, got = weights(unbroken / "final"), weights(tmp_path / "run" / "final")
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    finished = run(words)  # nothing is left to do: the same end again
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert metrics(tmp_path / "run") == metrics(unbroken)
+
+
+@pytest.mark.slow
+def test_interrupt_saves_and_says_how_to_go_on(sums: str, tmp_path: Path) -> None:
+    words = command(tmp_path / "run", sums, "--max_steps", "2000", "--save_steps", "2000", "--eval_steps", "null")
+    output = run_and_signal(words, tmp_path / "run", step=2, number=signal.SIGINT)
+    assert "Run the same command to continue" in output
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerate", ["cpu_ddp2", "cpu_zero3"])
+def test_two_processes(accelerate: str, unbroken: Path, sums: str, tmp_path: Path) -> None:
+    """Half the batch on each of two: the same rows at the first step, so the same loss."""
+    flags = ["--gradient_accumulation_steps", "1", "--per_device_train_batch_size", "4", "--max_steps", "3"]
+    one = run(command(tmp_path / "one", sums, *flags, "--per_device_train_batch_size", "8"))
+    done = run(command(tmp_path / "two", sums, *flags, accelerate=accelerate))
+    assert one.returncode == 0 and done.returncode == 0, done.stderr[-3000:]
+    left, right = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line["step"] for line in right if "loss" in line] == [1, 2, 3]
+    assert right[0]["loss"] == pytest.approx(left[0]["loss"], rel=1e-5)
+    whole, gathered = weights(tmp_path / "one" / "final"), weights(tmp_path / "two" / "final")
+    assert {name: t.shape for name, t in gathered.items()} == {name: t.shape for name, t in whole.items()}
+
+
+@pytest.mark.slow
+def test_lora(unbroken: Path, sums: str, tmp_path: Path) -> None:
+    flags = ["--model_name_or_path", str(unbroken / "final"), "--use_peft", "--lora_target_modules", "all-linear"]
+    done = run(command(tmp_path / "run", sums, *flags, "--max_steps", "2"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
+
+
+BAD: list[tuple[list[str], list[str]]] = [
+    (["--learning_rat", "1"], ["learning_rat", "learning_rate"]),
+    (["--max_length", "12"], ["too_long", "max_length is 12", "on_bad_row"]),
+    (["--dataset_name", "nowhere/at_all.jsonl"], ["nowhere/at_all.jsonl"]),
+    (["--model_name_or_path", "no/such/folder"], ["no/such/folder"]),
+    (["--resume", "checkpoint-7"], ["--resume checkpoint-7", "no whole checkpoint"]),
+    (["--save_steps", "0"], ["save_steps=0"]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "said"), BAD, ids=[flags[0] for flags, _ in BAD])
+def test_bad_input_is_named_before_training(flags: list[str], said: list[str], sums: str, tmp_path: Path) -> None:
+    done = run(command(tmp_path / "run", sums, *flags))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert all(word in done.stderr for word in said), done.stderr[-2000:]
+    assert not metrics(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_another_run_is_not_continued(unbroken: Path, sums: str) -> None:
+    done = run(command(unbroken, sums, "--seed", "7"))
+    assert done.returncode == 1 and "seed: 42 there, 7 now" in done.stderr
+
+
+def test_real_solutions_become_labels(shared_data: Path) -> None:
+    """GSM8K's own solutions, as recipes/configs/sft/qwen2.5-0.5b.yaml learns them: each ends with its answer."""
+    from mmreason.data.supervised import tokenize_supervised
+    from mmreason.models.tiny import tiny_tokenizer
+    from mmreason.trainers.arguments import DataArguments
+    from mmreason.trainers.problems import load_split
+
+    folder = next(path for path in shared_data.iterdir() if "gsm8k" in path.name.lower())
+    data = DataArguments(dataset_name=str(folder), prompt_template="gsm8k")
+    columns = ("prompt", "completion", "answer", "id", "source", "meta")
+    rows: Any = load_split(data, "train", 200, lambda _: None, columns=columns)
+    tokenizer = tiny_tokenizer()
+    tokenized, dropped = tokenize_supervised(rows, tokenizer, 4096)
+    assert len(tokenized) == 200 and not dropped
+    for row, example in zip(tokenized, rows, strict=True):
+        text = tokenizer.decode([label for label in row["labels"] if label >= 0], skip_special_tokens=True)
+        assert example["answer"] in text.replace(",", "")
+    assert (ROOT / "recipes" / "configs" / "sft" / "qwen2.5-0.5b.yaml").is_file()
