@@ -28,6 +28,7 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows, write_text
+from data_builders import word_problems
 
 OUTPUTS = ROOT / "outputs" / "demo_learning"
 RECIPE = ROOT / "recipes" / "grpo_math.py"
@@ -69,10 +70,10 @@ def flags(run: Run, steps: int | None) -> list[str]:
 
 
 def identity(words: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """(the options that the recipe makes of its flags, a digest of them and of the checkpoint that it starts from)."""
+    """(the options that the recipe makes of its flags, a digest of them, of the problems and of the checkpoint)."""
     command = [sys.executable, str(RECIPE), *words, "--print_config"]
     text = subprocess.run(command, cwd=ROOT, env=child_environment(None), capture_output=True, text=True, check=True)
-    digest = hashlib.sha256(text.stdout.encode())
+    digest = hashlib.sha256(text.stdout.encode() + str(word_problems.VERSION).encode())
     for path in sorted(WARM_START.glob("*")):
         digest.update(path.name.encode() + path.read_bytes())
     return dict(yaml.safe_load(text.stdout)), digest.hexdigest()

@@ -101,18 +101,76 @@ class RewardArguments:
 
 
 @dataclass
-class PolicyConfig:
-    """The loop: rollout, reward, advantage, update."""
+class TrainingOptions:
+    """What every recipe that trains has; a recipe's own options extend these and set its own defaults."""
 
-    output_dir: str = _opt("outputs/grpo_math", "Checkpoints, rollouts, metrics and the final model.")
+    output_dir: str = _opt("outputs/run", "Checkpoints, metrics, samples and the final model.")
     run_name: str | None = _opt(None, "Name shown by the trackers. None: the name of output_dir.")
     overwrite_output_dir: bool = _opt(False, "Start over in an output_dir that holds a run: its files are deleted.")
     resume: str = _opt("auto", "(ours) auto: continue the run found in output_dir; never; or the path of a checkpoint.")
     seed: int = _opt(42, "Seed of data order, sampling and initialisation.")
 
     # batch
-    per_device_train_batch_size: int = _opt(8, "Completions per forward/backward on one device.")
+    per_device_train_batch_size: int = _opt(8, "Rows (in RL: completions) per forward/backward on one device.")
     gradient_accumulation_steps: int = _opt(1, "Forward/backward passes per optimizer step.")
+    num_train_epochs: float = _opt(3.0, "Passes over the rows (in RL: the prompts), where max_steps is not given.")
+    max_steps: int = _opt(-1, "Optimizer steps; -1: from num_train_epochs.")
+
+    # generation
+    max_completion_length: int = _opt(256, "Token limit of a completion.")
+    chat_template_kwargs: dict[str, Any] | None = _opt(
+        None, "(ours for SFT) Passed to the chat template, e.g. {enable_thinking: false}."
+    )
+    hf_generation_batch_size: int | None = _opt(None, "(ours) Rows per generate call without vLLM. None: all at once.")
+
+    # optimizer
+    learning_rate: float = _opt(2e-5, "Peak learning rate.")
+    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = _opt("adamw_torch", "Optimizer.")
+    weight_decay: float = _opt(0.0, "Decoupled weight decay; not on biases and norms.")
+    adam_beta1: float = _opt(0.9, "AdamW β1.")
+    adam_beta2: float = _opt(0.999, "AdamW β2.")
+    adam_epsilon: float = _opt(1e-8, "AdamW ε.")
+    max_grad_norm: float = _opt(1.0, "Clip the global gradient norm; 0: off.")
+    lr_scheduler_type: str = _opt("linear", "linear, cosine, constant, constant_with_warmup, polynomial …")
+    lr_scheduler_kwargs: dict[str, Any] | None = _opt(None, "More settings of the schedule.")
+    warmup_steps: float = _opt(0, "Warm-up steps; below 1: a share of all steps.")
+
+    # precision and memory
+    bf16: bool | None = _opt(None, "bfloat16 autocast. None: on where the GPU has it.")
+    gradient_checkpointing: bool = _opt(True, "Recompute activations in the backward pass.")
+    gradient_checkpointing_kwargs: dict[str, Any] | None = _opt(None, "Passed to gradient_checkpointing_enable.")
+    use_cpu: bool = _opt(False, "Stay on the CPU where there is a GPU.")
+
+    # bookkeeping
+    logging_steps: int = _opt(
+        10, "Steps between lines on the terminal and the trackers; RL's metrics.jsonl gets every step."
+    )
+    save_steps: int = _opt(500, "Steps between checkpoints.")
+    save_total_limit: int | None = _opt(3, "Checkpoints kept. None: all.")
+    report_to: list[str] = _opt([], "Trackers: tensorboard, wandb, mlflow … (needs the package).")
+
+    def check_training(self) -> None:
+        """Refuse batch sizes and step counts that can't work.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        for name in (
+            "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "logging_steps"
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ConfigError(f"max_steps={self.max_steps} must be positive, or -1 to count epochs")
+
+
+@dataclass
+class PolicyConfig(TrainingOptions):
+    """The loop: rollout, reward, advantage, update."""
+
+    output_dir: str = _opt("outputs/grpo_math", "Checkpoints, rollouts, metrics and the final model.")
+
+    # batch
     num_generations: int = _opt(8, "Completions per prompt, G.")
     steps_per_generation: int | None = _opt(
         None, "Micro-batches that one rollout feeds. None: gradient_accumulation_steps."
@@ -121,8 +179,6 @@ class PolicyConfig:
         None, "Completions per rollout over all devices, instead of steps_per_generation."
     )
     num_iterations: int = _opt(1, "Times each rollout is used, μ.")
-    num_train_epochs: float = _opt(3.0, "Passes over the prompts, where max_steps is not given.")
-    max_steps: int = _opt(-1, "Optimizer steps; -1: from num_train_epochs.")
     shuffle_dataset: bool = _opt(True, "Shuffle the prompts each epoch.")
 
     # sampling
@@ -135,10 +191,6 @@ class PolicyConfig:
     generation_kwargs: dict[str, Any] | None = _opt(
         None, "More settings for the sampler (vLLM SamplingParams or transformers GenerationConfig)."
     )
-    chat_template_kwargs: dict[str, Any] | None = _opt(
-        None, "Passed to the chat template, e.g. {enable_thinking: false}."
-    )
-    hf_generation_batch_size: int | None = _opt(None, "(ours) Rows per generate call without vLLM. None: all at once.")
 
     # vLLM
     use_vllm: bool = _opt(False, "Sample with vLLM.")
@@ -186,35 +238,15 @@ class PolicyConfig:
 
     # optimizer
     learning_rate: float = _opt(1e-6, "Peak learning rate.")
-    optim: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = _opt("adamw_torch", "Optimizer.")
-    weight_decay: float = _opt(0.0, "Decoupled weight decay; not on biases and norms.")
-    adam_beta1: float = _opt(0.9, "AdamW β1.")
-    adam_beta2: float = _opt(0.999, "AdamW β2.")
-    adam_epsilon: float = _opt(1e-8, "AdamW ε.")
-    max_grad_norm: float = _opt(1.0, "Clip the global gradient norm; 0: off.")
-    lr_scheduler_type: str = _opt("linear", "linear, cosine, constant, constant_with_warmup, polynomial …")
-    lr_scheduler_kwargs: dict[str, Any] | None = _opt(None, "More settings of the schedule.")
-    warmup_steps: float = _opt(0, "Warm-up steps; below 1: a share of all steps.")
-
-    # precision and memory
-    bf16: bool | None = _opt(None, "bfloat16 autocast. None: on where the GPU has it.")
-    gradient_checkpointing: bool = _opt(True, "Recompute activations in the backward pass.")
-    gradient_checkpointing_kwargs: dict[str, Any] | None = _opt(None, "Passed to gradient_checkpointing_enable.")
-    use_cpu: bool = _opt(False, "Stay on the CPU where there is a GPU.")
 
     # bookkeeping
-    logging_steps: int = _opt(
-        10, "Steps between lines on the terminal and the trackers; metrics.jsonl gets every step."
-    )
     eval_steps: int | float | None = _opt(
         None,
         "Steps between greedy evaluations on the held-out problems while training; below 1: a share of all steps. "
         "None: only before and after.",
     )
     save_steps: int = _opt(500, "Steps between checkpoints; 0: only at the end.")
-    save_total_limit: int | None = _opt(3, "Checkpoints kept. None: all.")
     save_only_model: bool = _opt(False, "Checkpoints without optimizer state: smaller, can't be resumed.")
-    report_to: list[str] = _opt([], "Trackers: tensorboard, wandb, mlflow … (needs the package).")
     log_completions: bool = _opt(False, "Print a few completions at each logging step.")
     num_completions_to_print: int = _opt(2, "How many.")
 
@@ -260,13 +292,9 @@ class PolicyConfig:
             raise ConfigError(
                 f"num_generations={self.num_generations}: a group needs at least 2 completions to compare"
             )
-        positive = (
-            "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations", "max_completion_length",
-            "logging_steps",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        self.check_training()
+        if self.num_iterations < 1:
+            raise ConfigError(f"num_iterations={self.num_iterations} must be at least 1")
         if self.temperature <= 0:
             raise ConfigError(f"temperature={self.temperature} must be above 0: identical samples give no advantage")
         every = self.eval_steps
@@ -274,8 +302,6 @@ class PolicyConfig:
             raise ConfigError(
                 f"eval_steps={every} must be a whole number of steps, a share of all steps below 1, or null"
             )
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise ConfigError(f"max_steps={self.max_steps} must be positive, or -1 to count epochs")
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         if low is not None and high is not None and low >= high:
             raise ConfigError(

@@ -115,12 +115,12 @@ def test_curves_and_picture(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path / "runs" / f"seed-{seed}")
         rows += curve_rows(Run(f"seed-{seed}", seed))
-    assert [row["step"] for row in rows] == [0, 1, 2, 0, 1, 2]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert rows[0]["greedy"] == 0.5 and "reward" not in rows[0] and rows[1] == {
         "run": "seed-1", "engine": "hf", "step": 1, "reward": 0.5, "mean_length": 9.0
     }  # fmt: skip
     assert rows[2]["unseen"] == 0.6 and rows[2]["greedy_high"] == 0.642 and rows[2]["mean_length"] == 10.0
-    texts = [{key: str(value) for key, value in row.items()} for row in rows]
+    texts = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
     plot(texts, [1, 2], tmp_path / "curve.png")
     from matplotlib.image import imread
 
