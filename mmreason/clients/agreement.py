@@ -1,0 +1,320 @@
+"""How far raters agree beyond chance: percent agreement, Cohen's and Fleiss' kappa, Krippendorff's alpha, intervals.
+
+A table of ratings is a sequence of items, each a sequence with one entry for each rater (the same order everywhere);
+None is a missing rating. Values are strings or numbers for the level "nominal", numbers for the others.
+
+Every coefficient is nan where it isn't defined: nothing to compare, or chance agreement of 1 because only one category
+was used (0 / 0; calling that 0 or 1 would be a guess).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreason.types import DataError
+
+Level = Literal["nominal", "ordinal", "interval", "ratio"]
+"""What the values mean: names; ranks; numbers whose differences count; numbers above 0 whose ratios count."""
+Weights = Literal["linear", "quadratic"]
+Ratings = Sequence[Sequence[Any]]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A bootstrap percentile interval.
+
+    Attributes:
+        low, high: its ends; nan where no resample gave a value.
+        undefined: resamples in which the statistic was nan; they are left out.
+    """
+
+    low: float
+    high: float
+    undefined: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """The agreement figures of one table.
+
+    Attributes:
+        items: items with at least two ratings; the others carry no information about agreement.
+        single: items with one rating or none.
+        raters: raters of those items.
+        percent: share of agreeing pairs of ratings, 0 to 1.
+        kappa: Cohen's for two raters (quadratic weights unless nominal), Fleiss' for more with a complete nominal
+            table; nan otherwise.
+        kappa_kind: which of them, or "".
+        alpha: Krippendorff's, at `level`.
+        percent_interval, kappa_interval, alpha_interval: 95 %, over items.
+        level: level of measurement.
+    """
+
+    items: int
+    single: int
+    raters: int
+    percent: float
+    kappa: float
+    kappa_kind: Literal["cohen", "cohen quadratic", "fleiss", ""]
+    alpha: float
+    percent_interval: Interval
+    kappa_interval: Interval
+    alpha_interval: Interval
+    level: Level
+
+
+def agreement(ratings: Ratings, level: Level = "nominal", *, resamples: int = 1000, seed: int = 0) -> Agreement:
+    """All figures of one table.
+
+    Args:
+        ratings: items x raters, None for missing.
+        level: level of measurement.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises: DataError for rows of unequal length, or values that don't fit the level.
+    """
+    codes, values = _encode(ratings, level)
+    counts = _counts(codes, len(values))
+    paired = counts.sum(axis=1) >= 2
+    codes, counts = codes[paired], counts[paired]
+    codes = codes[:, (codes >= 0).any(axis=0)]
+    kappa_of, kind = _kappa_for(codes, counts, values, level)
+
+    def interval(statistic: Callable[[NDArray[np.intp]], float]) -> Interval:
+        return bootstrap_interval(statistic, len(counts), resamples=resamples, seed=seed)
+
+    everything = np.arange(len(counts))
+    return Agreement(
+        items=int(paired.sum()),
+        single=int((~paired).sum()),
+        raters=codes.shape[1],
+        percent=_percent(counts),
+        kappa=kappa_of(everything),
+        kappa_kind=kind,
+        alpha=_alpha(counts, values, level),
+        percent_interval=interval(lambda rows: _percent(counts[rows])),
+        kappa_interval=interval(kappa_of),
+        alpha_interval=interval(lambda rows: _alpha(counts[rows], values, level)),
+        level=level,
+    )
+
+
+def percent_agreement(ratings: Ratings) -> float:
+    """Share of agreeing pairs among all pairs of ratings of the same item, 0 to 1; nan without a pair."""
+    codes, values = _encode(ratings, "nominal")
+    return _percent(_counts(codes, len(values)))
+
+
+def cohen_kappa(
+    first: Sequence[Any],
+    second: Sequence[Any],
+    *,
+    weights: Weights | None = None,
+    categories: Sequence[Hashable] | None = None,
+) -> float:
+    """Cohen's kappa of two raters (Cohen 1960), or weighted kappa (Cohen 1968).
+
+    kappa = 1 - sum(w o) / sum(w e), with o the joint and e the product of the marginal distributions, and the
+    disagreement weight w_ij = [i != j], |i - j| (linear) or (i - j)^2 (quadratic), i and j places in `categories`.
+
+    Args:
+        first, second: a rating each for every item; items that one of them didn't rate (None) are left out.
+        weights: None for the unweighted form.
+        categories: all categories in order; None takes those seen, sorted. Weights count the unused ones between.
+
+    Raises: DataError for unequal lengths or a value outside `categories`.
+    """
+    if len(first) != len(second):
+        raise DataError(f"Cohen's kappa: one rater has {len(first)} ratings, the other {len(second)}")
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    order = list(categories) if categories is not None else _sorted({value for pair in both for value in pair})
+    place = {value: i for i, value in enumerate(order)}
+    unknown = sorted({str(value) for pair in both for value in pair if value not in place})
+    if unknown:
+        raise DataError(f"Cohen's kappa: {', '.join(unknown)} not among the categories {order}")
+    pairs = np.array([(place[a], place[b]) for a, b in both], dtype=np.intp).reshape(-1, 2)
+    return _cohen(pairs, np.arange(len(order), dtype=np.float64), weights)
+
+
+def fleiss_kappa(ratings: Ratings) -> float:
+    """Fleiss' kappa (Fleiss 1971) for the same number of nominal ratings of each item, whoever gave them.
+
+    Raises: DataError where items have different numbers of ratings (`krippendorff_alpha` takes those).
+    """
+    codes, values = _encode(ratings, "nominal")
+    counts = _counts(codes, len(values))
+    if len(set(counts.sum(axis=1).tolist())) > 1:
+        raise DataError(
+            "Fleiss' kappa needs the same number of ratings of each item; use krippendorff_alpha for missing ratings"
+        )
+    return _fleiss(counts)
+
+
+def krippendorff_alpha(ratings: Ratings, level: Level = "nominal") -> float:
+    """Krippendorff's alpha (2011, "Computing Krippendorff's Alpha-Reliability"): any number of raters, with gaps.
+
+    alpha = 1 - D_o / D_e = 1 - (n - 1) * sum_ck(o_ck d_ck) / sum_ck(n_c n_k d_ck), with o_ck the coincidences of values
+    c and k (each item's pairs count 1 / (m_u - 1), m_u its ratings), n_c = sum_k o_ck, n = sum_c n_c, and d the squared
+    difference of the level: [c != k]; the number of ranks between; (c - k)^2; ((c - k) / (c + k))^2.
+
+    Raises: DataError for values that don't fit the level.
+    """
+    codes, values = _encode(ratings, level)
+    return _alpha(_counts(codes, len(values)), values, level)
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.intp]], float],
+    items: int,
+    *,
+    coverage: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic under resampling of items with replacement (Efron 1979).
+
+    Args:
+        statistic: from the numbers of the drawn items (repeats are meant) to a value; nan is left out and counted.
+        items: how many there are.
+        coverage: share of the resamples between the ends.
+        resamples: how many draws.
+        seed: same seed, same interval.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(rng.integers(0, items, size=items)) for _ in range(resamples)] if items else []
+    defined = [value for value in drawn if not math.isnan(value)]
+    if not defined:
+        return Interval(math.nan, math.nan, len(drawn))
+    low, high = np.quantile(defined, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return Interval(float(low), float(high), len(drawn) - len(defined))
+
+
+def _sorted(values: set[Any]) -> list[Any]:
+    """In their own order where they have one, else by type and text."""
+    try:
+        return sorted(values)
+    except TypeError:
+        return sorted(values, key=lambda value: (type(value).__name__, str(value)))
+
+
+def _encode(ratings: Ratings, level: Level) -> tuple[NDArray[np.intp], list[Any]]:
+    """Codes (items, raters), -1 for missing, and the sorted values they stand for."""
+    widths = {len(row) for row in ratings}
+    if len(widths) > 1:
+        raise DataError(f"ratings: rows of {' and '.join(map(str, sorted(widths)))} entries; None marks a missing one")
+    if level != "nominal":
+        _check_numbers(ratings, level)
+    values = _sorted({value for row in ratings for value in row if value is not None})
+    place = {value: i for i, value in enumerate(values)}
+    codes = [[-1 if value is None else place[value] for value in row] for row in ratings]
+    return np.array(codes, dtype=np.intp).reshape(len(ratings), next(iter(widths), 0)), values
+
+
+def _check_numbers(ratings: Ratings, level: Level) -> None:
+    for number, row in enumerate(ratings):
+        for value in row:
+            if value is None:
+                continue
+            # numpy's floats are Python floats, its integers only have __index__.
+            whole = hasattr(value, "__index__") and not isinstance(value, bool)
+            if not (whole or isinstance(value, float)) or not math.isfinite(value):
+                raise DataError(f"ratings: item {number} has {value!r}; level {level!r} takes finite numbers")
+            if level == "ratio" and value < 0:
+                raise DataError(f"ratings: item {number} has {value!r}; level 'ratio' takes numbers from 0 up")
+
+
+def _counts(codes: NDArray[np.intp], values: int) -> Floats:
+    """How many raters gave an item each value, (items, values)."""
+    counts = np.zeros((len(codes), values))
+    rows, columns = np.nonzero(codes >= 0)
+    np.add.at(counts, (rows, codes[rows, columns]), 1.0)
+    return counts
+
+
+def _kappa_for(
+    codes: NDArray[np.intp], counts: Floats, values: Sequence[Any], level: Level
+) -> tuple[Callable[[NDArray[np.intp]], float], Literal["cohen", "cohen quadratic", "fleiss", ""]]:
+    """The kappa that fits the table, as a function of the drawn items, and its name."""
+    if codes.shape[1] == 2:
+        weights: Weights | None = None if level == "nominal" else "quadratic"
+        kind: Literal["cohen", "cohen quadratic"] = "cohen" if weights is None else "cohen quadratic"
+        # Ranks among the values seen, unless the level says that their differences count.
+        metric = level in ("interval", "ratio")
+        places = np.array(values if metric else range(len(values)), dtype=np.float64)
+        return lambda rows: _cohen(codes[rows], places, weights), kind
+    if codes.shape[1] > 2 and level == "nominal" and bool((codes >= 0).all()):
+        return lambda rows: _fleiss(counts[rows]), "fleiss"
+    return lambda rows: math.nan, ""
+
+
+def _percent(counts: Floats) -> float:
+    ratings = counts.sum(axis=1)
+    pairs = float((ratings * (ratings - 1)).sum())
+    return float((counts * (counts - 1)).sum()) / pairs if pairs else math.nan
+
+
+def _cohen(pairs: NDArray[np.intp], places: Floats, weights: Weights | None) -> float:
+    """From codes (items, 2) and the place of each code on the scale."""
+    if not len(pairs):
+        return math.nan
+    joint = np.zeros((len(places), len(places)))
+    np.add.at(joint, (pairs[:, 0], pairs[:, 1]), 1.0)
+    joint /= len(pairs)
+    expected = np.outer(joint.sum(axis=1), joint.sum(axis=0))
+    steps = np.abs(np.subtract.outer(places, places))
+    disagreement = {None: (steps > 0).astype(np.float64), "linear": steps, "quadratic": steps**2}[weights]
+    by_chance = float((disagreement * expected).sum())
+    return 1.0 - float((disagreement * joint).sum()) / by_chance if by_chance > 0 else math.nan
+
+
+def _fleiss(counts: Floats) -> float:
+    if not len(counts):
+        return math.nan
+    raters = counts[0].sum()
+    if raters < 2:
+        return math.nan
+    observed = float(((counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))).mean())
+    shares = counts.sum(axis=0) / (len(counts) * raters)
+    by_chance = float((shares**2).sum())
+    # A single used category gives exactly 1; rounding of unequal shares never does.
+    return (observed - by_chance) / (1.0 - by_chance) if np.count_nonzero(shares) > 1 else math.nan
+
+
+def _alpha(counts: Floats, values: Sequence[Any], level: Level) -> float:
+    ratings = counts.sum(axis=1)
+    counts, ratings = counts[ratings >= 2], ratings[ratings >= 2]
+    if not len(counts):
+        return math.nan
+    scaled = counts / (ratings - 1)[:, None]
+    coincidences = counts.T @ scaled - np.diag(scaled.sum(axis=0))
+    marginals = coincidences.sum(axis=1)
+    difference = _squared_differences(values, marginals, level)
+    by_chance = float(marginals @ difference @ marginals)
+    if by_chance <= 0:
+        return math.nan
+    return 1.0 - (float(marginals.sum()) - 1.0) * float((coincidences * difference).sum()) / by_chance
+
+
+def _squared_differences(values: Sequence[Any], marginals: Floats, level: Level) -> Floats:
+    """d_ck of Krippendorff (2011), (values, values)."""
+    size = len(values)
+    if level == "nominal":
+        return 1.0 - np.eye(size)
+    if level == "ordinal":
+        # sum of n_g from c to k less half of both ends = distance between the mid-ranks of c and k.
+        middle = np.cumsum(marginals) - marginals / 2
+        return np.asarray(np.subtract.outer(middle, middle) ** 2)
+    numbers = np.array(values, dtype=np.float64)
+    gaps = np.subtract.outer(numbers, numbers)
+    if level == "interval":
+        return np.asarray(gaps**2)
+    sums = np.add.outer(numbers, numbers)
+    return np.asarray(np.divide(gaps, sums, out=np.zeros_like(gaps), where=sums != 0) ** 2)
