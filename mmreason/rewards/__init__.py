@@ -1,6 +1,7 @@
 """Rewards in TRL's form: ``func(completions, **columns) -> list[float | None]`` (None = skip the row)."""
 
 from mmreason.rewards.accuracy import accuracy_reward, judge, partial_credit_reward, strict_accuracy_reward
+from mmreason.rewards.code import code_reward
 from mmreason.rewards.format import format_reward, tag_count_reward
 from mmreason.rewards.length import cosine_length_reward, repetition_reward, soft_overlong_reward
 from mmreason.rewards.registry import REWARDS, BoundReward, RewardFunc, load_rewards
@@ -14,6 +15,7 @@ __all__ = [
     "RewardError",
     "RewardFunc",
     "accuracy_reward",
+    "code_reward",
     "completion_text",
     "compute_rewards",
     "cosine_length_reward",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmreason.rewards.accuracy import accuracy_reward, partial_credit_reward, strict_accuracy_reward
+from mmreason.rewards.code import code_reward
 from mmreason.rewards.format import format_reward, tag_count_reward
 from mmreason.rewards.length import cosine_length_reward, repetition_reward, soft_overlong_reward
 from mmreason.types import ConfigError
@@ -28,6 +29,7 @@ REWARDS: dict[str, RewardFunc] = {
     "cosine_length": cosine_length_reward,
     "soft_overlong": soft_overlong_reward,
     "repetition": repetition_reward,
+    "code": code_reward,
 }
 """Registry name -> reward. A reward's keyword-only arguments are its parameters."""
 
@@ -128,7 +130,7 @@ def _try_parameters(reward: BoundReward, label: str) -> None:
     """Call one of our rewards on an empty batch: wrong parameter values show now, not after the first rollout."""
     try:
         reward(completions=[], completion_ids=[], answer=[], meta=[])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         raise ConfigError(f"reward {label!r} can't take the parameters {reward.params}: {error}") from error
 
 

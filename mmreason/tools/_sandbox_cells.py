@@ -185,7 +185,7 @@ def _bubblewrap(packages: Sequence[str]) -> list[str]:
     loader = [path for path in ("/lib", "/lib64") if Path(path).is_dir()]  # links to /usr/lib on most distributions
     shown = dict.fromkeys([*_folders(), *packages, _ROOT + "/mmreason", str(Path(program).parent), *loader])
     words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    words += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--cap-add", "ALL", "--die-with-parent"]
+    words += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--cap-add", "ALL"]
     for path in shown:
         words += ["--ro-bind", path, path]
     for path in DEVICES:

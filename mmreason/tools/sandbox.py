@@ -68,6 +68,12 @@ class Limits:
     scratch_mb: int = 32
 
     def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value, whole = getattr(self, name), not name.endswith("_s")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ConfigError(f"sandbox limit {name}={value!r} must be a {'whole ' if whole else ''}number")
+            if value > 2**31:
+                raise ConfigError(f"sandbox limit {name}={value} must be at most 2**31")
         least = {"memory_mb": 64, "open_files": 16, "threads": 0, "wall_s": 0.001, "cpu_s": 0.001}
         for name in self.__slots__:
             low = least.get(name, 1)
@@ -217,8 +223,12 @@ class Sandbox:
             while True:
                 if self._closed:
                     raise ConfigError("this sandbox is closed")
-                if self._free:
-                    return self._free.pop()
+                while self._free:
+                    cell = self._free.pop()
+                    if cell.process.poll() is None:
+                        return cell
+                    cell.close()  # killed from outside while it had nothing to do
+                    self._count -= 1
                 if self._count < self.workers:
                     self._count += 1
                     break

@@ -282,18 +282,35 @@ def test_settings_in_the_text_are_read(tmp_path: Path) -> None:
 # Names in code font that look like options and are none.
 OTHER_NAMES = """
     reasoning_content held_out warm_start word_problems unseen_templates bare_share no_repeat_ngram_size
-    solution_type frac_reward_zero_std from_pretrained boxed_is_right bad_gold mean_token_accuracy
+    solution_type frac_reward_zero_std code_failure to_json from_pretrained boxed_is_right bad_gold mean_token_accuracy
 """
 
 
+def names_in_code() -> set[str]:
+    """What the packages define that the pages about them speak of: functions, parameters, fields, literal words."""
+    package, found = ROOT / "mmreason", set()
+    for folder in ("tools", "clients", "prompting", "data"):
+        for path in (package / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    found.add(node.name)
+                elif isinstance(node, ast.arg):
+                    found.add(node.arg)
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add(node.target.id)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)
+    return found
+
+
 def test_names_exist() -> None:
-    """A name with underscores in code font is an option of ours or of TRL's, a reward, a format or a metric."""
+    """A name with underscores in code font is an option of ours or of TRL's, a reward, a metric or in the code."""
     from mmreason.data.formats import FORMATS
     from mmreason.losses.policy import LOSS_TYPES
     from mmreason.rewards.registry import REWARDS
 
     known = set().union(*known_options().values()) | set(REWARDS) | set(FORMATS) | set(LOSS_TYPES)
-    known |= set(OTHER_NAMES.split()) | {"resume_from_checkpoint"}
+    known |= set(OTHER_NAMES.split()) | {"resume_from_checkpoint"} | names_in_code()
     pages = [(page, span) for page, span in spans() if page != "CONTRIBUTING.md"]  # which speaks of names in the code
     used = {(page, span) for page, span in pages if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span)}
     unknown = sorted((page, span) for page, span in used if span not in known)

@@ -329,6 +329,7 @@ def test_every_reward_takes_hostile_completions(name: str) -> None:
         trainer_state=None,
         answer=["42"] * n,
         meta=[NUMBER] * n,
+        tests=[{"kind": "asserts", "statements": ["assert f(1) == 1"]}] * n,
         id=[str(i) for i in range(n)],
     )
     assert len(values) == n

@@ -203,7 +203,17 @@ def test_processes_where_they_can_be_held(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("wall_s", 0), ("memory_mb", 1), ("processes", 0), ("output_kb", 0), ("cpu_s", float("nan"))]
+    ("name", "value"),
+    [
+        ("wall_s", 0),
+        ("memory_mb", 1),
+        ("processes", 0),
+        ("output_kb", 0),
+        ("cpu_s", float("nan")),
+        ("wall_s", float("inf")),
+        ("memory_mb", 512.5),
+        ("threads", True),
+    ],
 )
 def test_limits_that_cannot_be(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{name}={value}"):

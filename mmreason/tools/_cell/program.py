@@ -24,6 +24,8 @@ from mmreason.tools._cell import landlock, seccomp, system
 NAME = "<program>"
 JOB, REPORT = 3, 4
 """Descriptors of a child beside standard input, output and error."""
+_LIVE, _PRISTINE = builtins.__dict__, dict(builtins.__dict__)
+_write, _dumps, _compile, _exec, _eval = os.write, json.dumps, compile, exec, eval
 
 
 def restrict(limits: dict[str, Any], walls: dict[str, Any]) -> None:
@@ -76,9 +78,9 @@ class _Wire:
 
     @staticmethod
     def send(**fields: Any) -> None:
-        data = json.dumps(fields).encode() + b"\n"
+        data = _dumps(fields).encode() + b"\n"
         while data:
-            data = data[os.write(REPORT, data) :]
+            data = data[_write(REPORT, data) :]
 
 
 def run(path: list[str], scratch: str) -> NoReturn:
@@ -140,19 +142,27 @@ def _run_program(code: str, module: types.ModuleType) -> dict[str, Any]:
     return {"status": "ok", "error": "", "exit": 0}
 
 
+def _restore_builtins(module: types.ModuleType) -> None:
+    """What the program did to the builtins doesn't decide its checks."""
+    _LIVE.update(_PRISTINE)
+    module.__dict__["__builtins__"] = builtins
+
+
 def _run_checks(wire: _Wire, more: dict[str, Any], module: types.ModuleType) -> None:
     """Each check by itself in the program's namespace, then the expression whose value is wanted."""
     token = more["token"]
     for number, check in enumerate(more["checks"]):
         failure: str | None = None
+        _restore_builtins(module)  # again: functions that the last check called may have changed them
         try:
-            exec(compile(check, f"<check {number + 1}>", "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+            _exec(_compile(check, f"<check {number + 1}>", "exec", dont_inherit=True), module.__dict__)
         except BaseException as error:
             failure = describe(error)
         wire.send(token=token, check=number, failure=failure)
     if more["result"]:
+        _restore_builtins(module)
         try:
-            value = str(eval(compile(more["result"], "<result>", "eval"), module.__dict__))  # noqa: S307
+            value = str(_eval(_compile(more["result"], "<result>", "eval"), module.__dict__))
             wire.send(token=token, value=value[: more["most"]])
         except BaseException as error:
             _print_error(error)

@@ -1,0 +1,89 @@
+"""Names -> tools, for YAML: registry names, dotted paths, each with parameters where wanted."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmreason._values import nearest
+from mmreason.tools.calculator import Calculator
+from mmreason.tools.functions import function_tool
+from mmreason.tools.python import PythonTool
+from mmreason.tools.search import SearchTool
+from mmreason.tools.sql import SqlTool
+from mmreason.tools.types import Tool
+from mmreason.types import ConfigError
+
+TOOLS: dict[str, Callable[..., Tool]] = {
+    "calculator": Calculator,
+    "python": PythonTool,
+    "search": SearchTool,
+    "sql": SqlTool,
+}
+"""Registry name -> class of a tool. The class's arguments are its parameters."""
+
+
+def load_tools(entries: Sequence[str | Mapping[str, Any] | Tool | Callable[..., Any]]) -> list[Tool]:
+    """Tools in the given order.
+
+    Args:
+        entries: each a key of TOOLS, a dotted path "my_package.module.function" of a typed function or of a tool, such
+            an object itself, or a mapping {"name": a key of TOOLS or a dotted path of a class, **parameters}.
+
+    Raises: ConfigError for an unknown name (with the nearest match) and for an unknown, missing or wrong parameter;
+        what the tool's class raises, such as a DataError for its files.
+    """
+    return [_load(entry) for entry in entries]
+
+
+def _load(entry: Any) -> Tool:
+    params: dict[str, Any] = {}
+    if isinstance(entry, Mapping):
+        params = dict(entry)
+        if "name" not in params:
+            raise ConfigError(f"the tool entry {dict(entry)!r} has no 'name'")
+        entry = params.pop("name")
+    label = entry if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
+    found: Any = _find(entry) if isinstance(entry, str) else entry
+    if inspect.isclass(found):
+        return _construct(found, params, label)
+    if params:
+        raise ConfigError(f"the tool {label!r} takes no parameters, but {', '.join(params)} is given")
+    if all(hasattr(found, name) for name in ("name", "description", "parameters", "call")):
+        tool: Tool = found
+        return tool
+    if not callable(found):
+        raise ConfigError(f"a tool is a name, a mapping with 'name', a typed function or a tool, not {found!r}")
+    return function_tool(found)
+
+
+def _construct(cls: Any, params: Mapping[str, Any], label: str) -> Tool:
+    known = inspect.signature(cls).parameters
+    for name in params:
+        if name not in known:
+            has = ", ".join(known) or "none"
+            raise ConfigError(f"tool {label!r} has no parameter {name!r}; it has: {has}{nearest(name, known)}")
+    missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in params]
+    if missing:
+        raise ConfigError(f"tool {label!r} needs {', '.join(missing)}: {{name: {label}, {missing[0]}: ...}}")
+    tool: Tool = cls(**params)
+    return tool
+
+
+def _find(name: str) -> Any:
+    if name in TOOLS:
+        return TOOLS[name]
+    location, _, attribute = name.rpartition(".")
+    if not location or location.startswith("."):
+        raise ConfigError(
+            f"unknown tool {name!r}; known: {', '.join(TOOLS)}, or my_package.module.function{nearest(name, TOOLS)}"
+        )
+    try:
+        module = importlib.import_module(location)
+    except Exception as error:  # a user's module may fail at import in any way; say which tool wanted it
+        raise ConfigError(f"tool {name!r}: can't import {location}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"tool {name!r}: {location} has no {attribute!r}{nearest(attribute, vars(module))}")
+    return getattr(module, attribute)
