@@ -31,6 +31,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     build.add_argument("name", nargs="?", help="the builder, for example arithmetic")
     build.add_argument("arguments", nargs="*", help="passed on to the builder; try --help")
+    ask = commands.add_parser(
+        "ask",
+        help="ask an OpenAI-compatible server a file of prompts, each once",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    ask.add_argument("arguments", nargs="*", help="PROMPTS.jsonl and options; try --help")
     add_arguments(commands.add_parser("report", help="one HTML file about a run, or about several next to each other"))
     return parser
 
@@ -42,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; `sys.argv[1:]` if None.
 
     Returns:
-        The exit status: 0, or 2 with a one-line error on stderr for what the user can put right.
+        The exit status: 0, 2 with a one-line error on stderr for what the user can put right, or what the command
+        documents.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -55,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mmreason.cli.build import run_builder
 
             return run_builder(args.name, args.arguments)
+        elif args.command == "ask":
+            from mmreason.cli.ask import run_ask
+
+            return run_ask(args.arguments)
         elif args.command == "report":
             from mmreason.cli.report import run_report
 

@@ -207,12 +207,13 @@ PYTHON_BLOCKS = [block for page in PAGES for block in blocks(page) if block.lang
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.place)
-def test_python_runs(block: Block, tmp_path: Path) -> None:
+def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script for TRL needs the hub: test_from_trl.py runs it on other data."""
     if block.file_name == "trl_gsm8k.py":
         ast.parse(block.body)
         return
     (tmp_path / "block.py").write_text(block.body, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     runpy.run_path(str(tmp_path / "block.py"))
 
 
