@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreason.types import DataError
+from mmreason.types import ConfigError, DataError
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 """What the values mean: names; ranks; numbers whose differences count; numbers above 0 whose ratios count."""
@@ -79,7 +79,7 @@ def agreement(ratings: Ratings, level: Level = "nominal", *, resamples: int = 10
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
-    Raises: DataError for rows of unequal length, or values that don't fit the level.
+    Raises: DataError for rows of unequal length, or values that don't fit the level; ConfigError for an unknown level.
     """
     codes, values = _encode(ratings, level)
     counts = _counts(codes, len(values))
@@ -130,8 +130,10 @@ def cohen_kappa(
         weights: None for the unweighted form.
         categories: all categories in order; None takes those seen, sorted. Weights count the unused ones between.
 
-    Raises: DataError for unequal lengths or a value outside `categories`.
+    Raises: DataError for unequal lengths or a value outside `categories`; ConfigError for unknown weights.
     """
+    if weights not in (None, *get_args(Weights)):
+        raise ConfigError(f"Cohen's kappa: weights {weights!r}; there are {', '.join(get_args(Weights))}, or None")
     if len(first) != len(second):
         raise DataError(f"Cohen's kappa: one rater has {len(first)} ratings, the other {len(second)}")
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
@@ -165,7 +167,7 @@ def krippendorff_alpha(ratings: Ratings, level: Level = "nominal") -> float:
     c and k (each item's pairs count 1 / (m_u - 1), m_u its ratings), n_c = sum_k o_ck, n = sum_c n_c, and d the squared
     difference of the level: [c != k]; the number of ranks between; (c - k)^2; ((c - k) / (c + k))^2.
 
-    Raises: DataError for values that don't fit the level.
+    Raises: DataError for values that don't fit the level; ConfigError for an unknown level.
     """
     codes, values = _encode(ratings, level)
     return _alpha(_counts(codes, len(values)), values, level)
@@ -207,9 +209,14 @@ def _sorted(values: set[Any]) -> list[Any]:
 
 def _encode(ratings: Ratings, level: Level) -> tuple[NDArray[np.intp], list[Any]]:
     """Codes (items, raters), -1 for missing, and the sorted values they stand for."""
+    if level not in get_args(Level):
+        raise ConfigError(f"agreement: level {level!r}; there are {', '.join(get_args(Level))}")
     widths = {len(row) for row in ratings}
     if len(widths) > 1:
         raise DataError(f"ratings: rows of {' and '.join(map(str, sorted(widths)))} entries; None marks a missing one")
+    for number, row in enumerate(ratings):
+        if any(isinstance(value, float) and math.isnan(value) for value in row):
+            raise DataError(f"ratings: item {number} has nan, which is no rating; None marks a missing one")
     if level != "nominal":
         _check_numbers(ratings, level)
     values = _sorted({value for row in ratings for value in row if value is not None})

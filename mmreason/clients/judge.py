@@ -245,6 +245,8 @@ class Judge:
             scores: dict[str, int] = {}
             for c in criteria:
                 score = value.get(c.name)
+                if isinstance(score, float) and score.is_integer():  # an integer of JSON Schema, too: 7.0
+                    score = int(score)
                 if isinstance(score, bool) or not isinstance(score, int):
                     raise UnreadableError("no_verdict")
                 scores[c.name] = _in_range(score, c)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from mmreason.types import ConfigError, Message
+from mmreason.types import ConfigError, DataError, Message
 
 Verdict = Literal["A", "B", "tie"]
 Status = Literal["ok", "unreadable", "error"]
@@ -58,6 +58,9 @@ class RubricItem:
     reference: str | None = None
     images: Sequence[bytes] = ()
 
+    def __post_init__(self) -> None:
+        check_texts(self.id, question=self.question, answer=self.answer)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairItem:
@@ -69,6 +72,9 @@ class PairItem:
     answer_b: str
     reference: str | None = None
     images: Sequence[bytes] = ()
+
+    def __post_init__(self) -> None:
+        check_texts(self.id, question=self.question, answer_a=self.answer_a, answer_b=self.answer_b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +164,13 @@ class JudgeSettings:
             raise ConfigError("judge: concurrency and max_tokens must be at least 1")
 
 
+def check_texts(item: str, **fields: object) -> None:
+    """Raises: DataError for a field that is no text (a question may be messages), before anything is paid for it."""
+    for name, value in fields.items():
+        if not isinstance(value, str) and not (name in ("question", "prompt") and isinstance(value, Sequence)):
+            raise DataError(f"item {item}: {name} is {value!r:.80}, not a text", row=str(item), reason="no_text")
+
+
 def total_usage(calls: Sequence[Call[Any]]) -> Usage:
     return sum((call.usage for call in calls), Usage())
 
@@ -168,7 +181,10 @@ def count_reasons(calls: Sequence[Call[Any]], status: Status) -> dict[str, int]:
 
 
 def check_ids(ids: Sequence[str], what: str) -> None:
-    """Raises: ConfigError naming an id that stands twice."""
+    """Raises: ConfigError naming an id that is no text or stands twice."""
+    other = next((id_ for id_ in ids if not isinstance(id_, str)), None)
+    if other is not None:
+        raise ConfigError(f"{what}: the id {other!r} is no text; write str(id)")
     twice = next((id_ for id_, count in Counter(ids).items() if count > 1), None)
     if twice is not None:
         raise ConfigError(f"{what}: {twice!r} stands twice; each needs a name of its own")

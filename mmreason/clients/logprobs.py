@@ -6,11 +6,12 @@ alternatives and outside it; the tokens, joined, are the text.
 
 Servers differ in what is no lie, and that passes: the end token may be listed or left out, special tokens are listed
 and absent from the text, a stop string is cut off the text and not off the tokens, tokens that hold part of a UTF-8
-character come as U+FFFD or as `bytes`, and tokens decoded one by one may lose the blank in front.
+character come as U+FFFD, as nothing or as `bytes`, and tokens decoded one by one may lose the blank in front.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ def _read_top(
 
 def _is_opaque(piece: str) -> bool:
     """Does it hold part of a character, or a special token that the text is shown without?"""
-    part = _UNKNOWN in piece or any("\udc80" <= char <= "\udcff" for char in piece)
+    part = not piece or _UNKNOWN in piece or _has_lone_bytes(piece)
     return part or bool(_SPECIAL.fullmatch(piece))
 
 
@@ -135,7 +136,7 @@ def _check_text(pieces: Sequence[str], text: str, reasoning: str | None, stop: S
     for piece in whole:
         if _is_opaque(piece):
             chunks.append("")
-            allowed += len(piece) + 3
+            allowed += len(piece) + 3 if piece else 1
         else:
             chunks[-1] += _squeeze(piece)
     if len(wanted) > sum(map(len, chunks)) + allowed:
@@ -166,17 +167,18 @@ def _covers(chunks: Sequence[str], text: str) -> bool:
 def _join_bytes(pieces: Sequence[str]) -> list[str]:
     """Runs of pieces with lone bytes, joined where the bytes make whole characters together."""
     joined: list[str] = []
-    run = ""
-    for piece in [*pieces, ""]:
-        if piece and any("\udc80" <= char <= "\udcff" for char in piece):
-            run += piece
-            continue
-        if run:
-            joined.append(run.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace"))
-            run = ""
-        if piece:
-            joined.append(piece)
+    for has_bytes, run in itertools.groupby(pieces, key=_has_lone_bytes):
+        if has_bytes:
+            raw = "".join(run).encode("utf-8", errors="surrogateescape")
+            joined.append(raw.decode("utf-8", errors="replace"))
+        else:
+            joined += run
     return joined
+
+
+def _has_lone_bytes(piece: str) -> bool:
+    """Does it hold bytes that are no whole character (as surrogates, see PEP 383)?"""
+    return any("\udc80" <= char <= "\udcff" for char in piece)
 
 
 def _squeeze(text: str) -> str:

@@ -19,6 +19,7 @@ from mmreason.clients.judge_types import (
     Language,
     Usage,
     check_ids,
+    check_texts,
     count_reasons,
     total_usage,
 )
@@ -99,6 +100,9 @@ class SafetyItem:
     prompt: str | Sequence[Message]
     answer: str
     images: Sequence[bytes] = ()
+
+    def __post_init__(self) -> None:
+        check_texts(self.id, prompt=self.prompt, answer=self.answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
+from mmreason._json import strict_json
 from mmreason.types import ConfigError
 
 _RANGES = (
@@ -60,13 +61,13 @@ def parse_fitting(text: str, schema: Mapping[str, Any]) -> Any:
     """The JSON value that a text is.
 
     Raises:
-        SchemaMismatchError: the text isn't strict JSON (NaN and Infinity are none), or doesn't fit the schema.
+        SchemaMismatchError: the text isn't strict JSON (no NaN, no key twice), or doesn't fit the schema.
     """
     from jsonschema.exceptions import best_match
 
     try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        value = strict_json(text)
+    except ValueError as error:
         raise SchemaMismatchError(f"the text is not JSON ({str(error)[:120]})") from None
     try:
         misfit = best_match(_validator(schema).iter_errors(value))
@@ -75,10 +76,6 @@ def parse_fitting(text: str, schema: Mapping[str, Any]) -> Any:
     if misfit is not None:
         raise SchemaMismatchError(f"the JSON doesn't fit the schema: {misfit.json_path}: {misfit.message[:200]}")
     return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:

@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmreason.clients.agreement import Agreement, Level, agreement
 from mmreason.clients.judge_committee import majority
 from mmreason.clients.judge_prompts import question_text
-from mmreason.clients.judge_types import Criterion, Language, PairItem, RubricItem, check_ids
+from mmreason.clients.judge_types import Criterion, Language, PairItem, RubricItem, Verdict, check_ids
 from mmreason.types import ConfigError, DataError
 
 VERDICT = "verdict"
@@ -52,6 +52,10 @@ class VoteTask:
     images: int = 0
 
     def __post_init__(self) -> None:
+        if self.language not in get_args(Language):
+            raise ConfigError(f"votes: language {self.language!r}; there are {', '.join(get_args(Language))}")
+        if self.images < 0:
+            raise ConfigError(f"votes: images {self.images} must be at least 0")
         check_ids([c.name for c in self.criteria], "criteria")
         taken = sorted(c.name for c in self.criteria if c.name in _RESERVED or c.name.startswith("image_"))
         if taken:
@@ -237,7 +241,14 @@ def judge_agreement(
         judged: item id -> the judge's verdict or rating; None where there is none.
         question: which one.
         resamples, seed: of the bootstrap.
+
+    Raises: ConfigError for a question that no vote answers; DataError for a judge's verdict that is none.
     """
+    if question == VERDICT:
+        for item, value in judged.items():
+            if value not in (None, *get_args(Verdict)):
+                known = ", ".join(get_args(Verdict))
+                raise DataError(f"item {item}: the judge's verdict is {value!r}; there are {known}", row=item)
     items, rows = votes.table(question)
     level = _level(question)
 

@@ -163,6 +163,9 @@ class _Reader:
 
     def _plain(self) -> Vote:
         item, annotator = self._text("id", self.row.get("id")), self._text("annotator", self.row["annotator"])
+        if not any(name in self.row for name in self.task.questions):
+            keys = ", ".join(map(str, self.row))
+            raise self._error(f"a vote has {' and '.join(self.task.questions)}; this row has {keys}")
         values = {name: self.row[name] for name in self.task.questions if self.row.get(name) is not None}
         allowed = {"A": "A", "B": "B", "tie": "tie"}
         return Vote(item, annotator, {name: self._value(name, value, allowed) for name, value in values.items()})

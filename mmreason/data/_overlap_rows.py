@@ -71,7 +71,8 @@ def eval_item(row: Any, where: str, number: int) -> EvalItem:
 
 
 def _has_text(cell: Any) -> bool:
-    return bool(cell.strip() if isinstance(cell, str) else isinstance(cell, list) and _user_text(cell).strip())
+    cell = _plain(cell)
+    return bool(cell.strip() if isinstance(cell, str) else isinstance(cell, list | tuple) and _user_text(cell).strip())
 
 
 def _user_text(cell: Any) -> str:
@@ -83,13 +84,12 @@ def _user_text(cell: Any) -> str:
 
 
 def _choices(cells: Mapping[str, Any]) -> tuple[str, ...]:
-    """The choices of a row: a list of texts, of {"text": ...}, {"text": [...]}, or columns A, B, C, ..."""
-    cell: Any = next((cells[name] for name in _CHOICES if cells.get(name)), None)
-    if cell is None and all(isinstance(cells.get(letter), str) for letter in "AB"):
-        cell = [cells[letter] for letter in "ABCDEFGHIJ" if isinstance(cells.get(letter), str)]
+    """The choices of a row: a list of texts, {"text": ...}; {"text": [...]}; {"A": ..., "B": ...}; columns A, B, ..."""
+    cell: Any = next((found for name in _CHOICES if (found := _plain(cells.get(name)))), None)
+    cell = _lettered_cells(cells) if cell is None else cell
     if isinstance(cell, Mapping):
-        cell = cell.get("text")
-    if not isinstance(cell, list):
+        cell = _plain(cell["text"]) if "text" in cell else _lettered_cells(cell)
+    if not isinstance(cell, list | tuple):
         return ()
     texts = [str(choice["text"] if isinstance(choice, Mapping) else choice) for choice in cell]
     labels = [_LETTER.match(text) for text in texts]  # AQuA: "A)21", "B)24"
@@ -98,11 +98,26 @@ def _choices(cells: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _lettered_cells(cells: Mapping[str, Any]) -> list[str] | None:
+    """The texts under A, B, C, ..., where there are two and more."""
+    found = [cells[letter] for letter in "ABCDEFGHIJ" if isinstance(cells.get(letter), str)]
+    return found if all(isinstance(cells.get(letter), str) for letter in "AB") else None
+
+
+def _plain(cell: Any) -> Any:
+    """A cell as Python's own types: rows of a pandas frame hold lists as numpy arrays."""
+    return cell.tolist() if hasattr(cell, "tolist") else cell
+
+
 def row_text(row: Row | str) -> str:
     """All the text of a training row, a line for each cell: messages, thoughts, answers, choices. A text is itself.
 
     Ids, roles, tool schemas, images, and of `meta` all but the choices, are left out.
+
+    Raises: DataError for what is neither a text nor a row.
     """
+    if not isinstance(row, str | Mapping | list | tuple):
+        raise DataError(f"{shorten(row)} is neither a text nor a row", reason="missing_prompt")
     return "\n".join(_leaves(row))
 
 
@@ -116,6 +131,6 @@ def _leaves(value: Any) -> Iterator[str]:
                 yield from _choices(cell) if isinstance(cell, Mapping) else ()
             elif name not in _NO_TEXT:
                 yield from _leaves(cell)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value := _plain(value), list | tuple):
         for cell in value:
             yield from _leaves(cell)

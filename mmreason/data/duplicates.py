@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Literal
 from tqdm import tqdm
 
 from mmreason.data._words import BREAK, signed_words
-from mmreason.types import ConfigError
+from mmreason.data.formats.common import shorten
+from mmreason.types import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +67,14 @@ def find_duplicates(
         progress: show a bar.
 
     Returns: groups of two and more indices into `texts`, each in ascending order, ordered by their first.
-    Raises: ConfigError for a wrong setting, or one of another method.
+    Raises: ConfigError for a wrong setting, or one of another method; DataError naming a text that is none.
     """
     _check(method, threshold, distance, shingle, num_perm)
+    if isinstance(texts, str):
+        raise DataError("a single text is given where a list of texts is wanted")
+    wrong = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise DataError(f"text {wrong}: {shorten(texts[wrong])} is no text; row_text(row) makes one of a row")
     shown = tqdm(texts, desc="reading words", unit=" texts", disable=not progress)
     tokens = [tuple(intern(token) for token in signed_words(text) if token != BREAK) for text in shown]
     groups = _Groups(len(texts))

@@ -161,6 +161,8 @@ class OverlapIndex:
 
         Raises: ConfigError for another min_share; DataError for a text that is none.
         """
+        if isinstance(texts, str):
+            raise DataError("a single text is given where a list of texts is wanted: [text]")
         if not 0 < min_share <= 1:
             raise ConfigError(f"min_share={min_share} must be above 0 and at most 1")
         chunks = self._chunks(_bar(texts, "looking for test items", progress))
@@ -274,12 +276,23 @@ def scan(
     Args:
         rows: texts, Examples or raw rows; `row_text` says what of a row is looked at.
         min_share, progress: as in `OverlapIndex.find_all`.
+
+    Raises: ConfigError for another min_share; DataError naming the row that is none.
     """
+    if isinstance(rows, str):
+        raise DataError("a single text is given where a list of rows is wanted: [text]")
     ahead, behind = tee(rows)
-    for row, hits in zip(
-        behind, index.find_all(map(row_text, ahead), min_share=min_share, progress=progress), strict=True
-    ):
+    found = index.find_all(_texts(ahead), min_share=min_share, progress=progress)
+    for row, hits in zip(behind, found, strict=True):
         yield row, hits[0] if hits else None
+
+
+def _texts(rows: Iterable[R]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        try:
+            yield row_text(row)
+        except DataError as error:
+            raise DataError(f"row {number}: {error}", row=str(number), reason=error.reason) from None
 
 
 def decontaminate(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmreason.prompting.types import Completion
-from mmreason.types import Message
+from mmreason.types import ConfigError, Message
 
 # From an answer to its strategy's next call it takes about five passes: the waiting task, the gather around it, the
 # strategy, the tasks of its next calls. A pass costs microseconds.
@@ -78,7 +78,7 @@ class BatchSample:
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.linger_s < 0:
-            raise ValueError(f"max_batch must be at least 1 and linger_s at least 0: {self.max_batch}, {self.linger_s}")
+            raise ConfigError(f"max_batch must be at least 1, linger_s at least 0: {self.max_batch}, {self.linger_s}")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
     async def __call__(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from mmreason.prompting.session import Session
 from mmreason.prompting.strategy import Strategy
 from mmreason.prompting.types import Outcome, Problem, Sample, Solution
+from mmreason.types import ConfigError
 
 
 async def solve(strategy: Strategy, problem: Problem, sample: Sample) -> Outcome:
@@ -28,9 +29,11 @@ async def solve_each(
 
     A problem that fails has its exception in `Outcome.error`, and doesn't disturb the others. Problems are taken from
     the iterable as places get free. Closing the iterator cancels what is under way.
+
+    Raises: ConfigError for a concurrency below 1.
     """
     if concurrency < 1:
-        raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        raise ConfigError(f"concurrency must be at least 1, got {concurrency}")
     waiting = enumerate(problems)
     running: dict[asyncio.Task[Outcome], int] = {}
     try:

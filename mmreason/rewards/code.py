@@ -27,8 +27,8 @@ def code_reward(
 ) -> list[float | None]:
     """The share of the row's tests that the completion's last ```python block passes; None where the row has no tests.
 
-    Without any such block the whole text counts as the program. Of a completion with `</think>` only what follows
-    counts, if anything does. Programs run in the sandbox and nowhere else.
+    Without any such block the last one without a language counts, without that the whole text. Of a completion with
+    `</think>` only what follows counts, if anything does. Programs run in the sandbox and nowhere else.
 
     Args:
         completions: N completions, strings or messages.
@@ -73,7 +73,7 @@ def code_reward(
 
 
 def program(text: str) -> tuple[str, bool]:
-    """The program of a completion: its last ```python block; without one the whole text.
+    """The program of a completion: its last ```python block, else its last ``` block, else the whole text.
 
     Returns: the program, and whether it is a block. One whose closing fence is missing counts, since the tests judge
         it as well, and generation may have stopped there.
@@ -83,6 +83,7 @@ def program(text: str) -> tuple[str, bool]:
     thoughts, _, final = text.rpartition("</think>")
     text = final if final.strip() else thoughts
     blocks = [block.text for block in parse(text) if block.kind == "program"]
+    blocks = blocks or [block.text for block in parse(text, unlabelled=True) if block.kind == "program"]
     return (blocks[-1], True) if blocks else (text, False)
 
 

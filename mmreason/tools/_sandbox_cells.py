@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import secrets
 import selectors
 import shutil
 import signal
@@ -19,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from mmreason.tools._sandbox_reports import Reports, WallsError
 
 if TYPE_CHECKING:
     from mmreason.tools.sandbox import Job, Limits
@@ -42,10 +43,6 @@ _HOW = (
 
 class CellDiedError(Exception):
     """The cell ended, or no longer answers, while it had a program."""
-
-
-class WallsError(OSError):
-    """The walls around a program could not be put up; the program has not been run."""
 
 
 def choose_isolation(wanted: str) -> Tier:
@@ -80,7 +77,7 @@ def probe(tier: Tier) -> str | None:
         return str(error)
     try:
         outcome = cell.run(Job("print(6 * 7)"), Limits(wall_s=30, cpu_s=30))
-    except CellDiedError as error:
+    except (CellDiedError, OSError) as error:
         return str(error)
     finally:
         cell.close()
@@ -101,9 +98,13 @@ class Cell:
     """
 
     def __init__(self, tier: Tier, preload: Sequence[str]) -> None:
+        if not sys.executable:
+            raise OSError("Python doesn't know its own program (sys.executable is empty)")
         self.idle = True
+        self.conversation: _Conversation | None = None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        found = [os.path.realpath(path) for path in (*site.getsitepackages(), *sys.path)]  # inside there are no links
+        known = [path for path in (*site.getsitepackages(), *sys.path) if path.startswith("/")]  # "": a cwd may be gone
+        found = [os.path.realpath(path) for path in known]  # inside there are no links
         packages = [path for path in found if path.endswith(("site-packages", "dist-packages")) and Path(path).is_dir()]
         shown = list(dict.fromkeys(packages)) if preload else []
         options = {
@@ -153,8 +154,9 @@ class Cell:
     def run(self, job: Job, limits: Limits) -> dict[str, Any]:
         """One program; returns the fields of a `Run`. Raises CellDiedError."""
         self.idle = False
-        outcome = _Conversation(self.control, job, limits).hold()
-        self.idle = True
+        self.conversation = _Conversation(self.control, job, limits)
+        outcome = self.conversation.hold()
+        self.conversation, self.idle = None, True
         return outcome
 
     def close(self) -> None:
@@ -165,15 +167,18 @@ class Cell:
             self.process.stderr.close()
 
     def forget(self) -> None:
-        """In a forked child: the cell is the parent's."""
+        """In a forked child: the cell is the parent's. With any of these open here it would outlive the parent."""
         self.control.close()
+        if self.conversation is not None:
+            self.conversation.forget()
 
     def _end(self) -> None:
         """The cell ends by itself when its socket closes; kill it where it doesn't."""
         try:
             self.process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):  # its session: bwrap, and the process inside
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
@@ -206,20 +211,14 @@ class _Conversation:
 
     def __init__(self, control: socket.socket, job: Job, limits: Limits) -> None:
         self.control, self.job, self.limits = control, job, limits
-        self.token = secrets.token_hex(16)
         self.room = limits.output_kb << 10
         self.output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        self.reports = bytearray()
-        self.checks: list[str | None] = ["not run"] * len(job.checks)
-        self.ran: dict[str, Any] = {}
-        self.later: dict[str, Any] = {}
-        self.value: str | None = None
+        self.reports = Reports(job, limits)
         self.ended: dict[str, Any] | None = None
         self.killed = ""
         self.selector = selectors.DefaultSelector()
         self.open: dict[str, int] = {}
-        self.enclosed = False
-        self.sending = {"stdin": job.stdin.encode(errors="replace"), "job": b""}
+        self.sending = {"stdin": memoryview(job.stdin.encode(errors="replace")), "job": memoryview(b"")}
 
     def hold(self) -> dict[str, Any]:
         """Raises CellDiedError."""
@@ -232,6 +231,13 @@ class _Conversation:
                 self._close(name)
             self.selector.close()
         return self._outcome(time.monotonic() - started)
+
+    def forget(self) -> None:
+        """In a forked child: close the pipes, and leave the selector alone, which is the parent's too."""
+        for descriptor in self.open.values():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.open = {}
 
     def _begin(self) -> None:
         """Five pipes; the cell gets the program's ends."""
@@ -293,7 +299,8 @@ class _Conversation:
                 raise CellDiedError("the sandbox process died")
             self.ended = json.loads(data)
             if "failed" in self.ended:
-                raise CellDiedError(f"the program could not be started: {self.ended['failed']}")
+                kind = CellDiedError if self.reports.enclosed else WallsError
+                raise kind(f"the program could not be started: {self.ended['failed']}")
         elif name in self.sending:
             self._send(name)
         else:
@@ -323,50 +330,23 @@ class _Conversation:
         if not data:
             self._close(name)
         elif name == "report":
-            self.reports += data
-            *lines, rest = self.reports.split(b"\n")
-            self.reports = bytearray(rest)
-            for line in lines:
-                self._heed(bytes(line))
-            if len(self.reports) > self.room * 8 + 65536:
-                self._kill("output")
+            answers = self.reports.take(data)
+            if answers is None:
+                if not self.killed:
+                    self._kill("output")
+                return
+            for answer in answers:
+                self._give(answer)
         else:
             self.output[name] += data[: max(0, self.room)]
             self.room -= len(data)
             if self.room < 0 and not self.killed:
                 self._kill("output")
 
-    def _heed(self, line: bytes) -> None:
-        """One report of the child. After the program has run only those with the token count."""
-        try:
-            report = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(report, dict):
-            return
-        if not self.enclosed:  # the program has not been sent yet: this is our own code's word
-            if report.get("walls") != "up":
-                raise WallsError(f"the program could not be enclosed: {report.get('walls')}")
-            self.enclosed = True
-            self._give({"code": self.job.code, "more": bool(self.job.checks or self.job.result)})
-        elif not self.ran:
-            self.ran = report
-            if report.get("status") == "ok" and (self.job.checks or self.job.result):
-                more = {"token": self.token, "checks": self.job.checks, "result": self.job.result}
-                self._give({**more, "most": self.limits.output_kb << 10})
-        elif report.get("token") == self.token:
-            number = report.get("check")
-            if isinstance(number, int) and 0 <= number < len(self.checks):
-                self.checks[number] = report.get("failure")
-            elif "value" in report:
-                self.value = str(report["value"])
-            elif "status" in report:
-                self.later = report
-
     def _give(self, message: dict[str, Any]) -> None:
         """The next line for the child."""
         if "job" in self.open:
-            self.sending["job"] += json.dumps(message).encode() + b"\n"
+            self.sending["job"] = memoryview(bytes(self.sending["job"]) + json.dumps(message).encode() + b"\n")
             with contextlib.suppress(KeyError):  # still on its way with the last one
                 self.selector.register(self.open["job"], selectors.EVENT_WRITE, "job")
 
@@ -378,18 +358,18 @@ class _Conversation:
 
     def _outcome(self, seconds: float) -> dict[str, Any]:
         ended = self.ended or {}
-        if not self.enclosed and not self.killed:
+        if not self.reports.enclosed and not self.killed:
             raise CellDiedError(f"the program's process ended before it was enclosed ({ended})")
         status, error = self._status(ended)
         reason = {"ok": "the program left before its checks were over"}.get(status, error or status)
-        checks = tuple(reason if verdict == "not run" else verdict for verdict in self.checks)
+        checks = tuple(reason if verdict == "not run" else verdict for verdict in self.reports.checks)
         return {
             "status": status,
             "stdout": self.output["stdout"].decode(errors="replace"),
             "stderr": self.output["stderr"].decode(errors="replace"),
             "error": error,
             "checks": checks,
-            "value": self.value,
+            "value": self.reports.value,
             "exit_code": ended.get("exit"),
             "signal": ended.get("signal"),
             "seconds": seconds,
@@ -408,10 +388,11 @@ class _Conversation:
                 return "timeout", f"more than {self.limits.cpu_s:g} s of processor time"
             if ended.get("scratch_full"):
                 return "killed", f"more than {self.limits.scratch_mb} MiB in the scratch folder"
-            return "killed", f"signal {signal.Signals(number).name}" if number < 65 else f"signal {number}"
-        told = self.later or self.ran
+            names = {known.value: known.name for known in signal.Signals}  # most real-time signals have none
+            return "killed", f"signal {names.get(number, number)}"
+        told = self.reports.told or {}
         if told.get("status") in ("error", "memory", "compile_error"):
-            return str(told["status"]), str(told.get("error", ""))[:1000]
+            return told["status"], told["error"]
         if ended.get("exit"):
             return "error", f"exit status {ended['exit']}"
         return "ok", ""

@@ -8,12 +8,12 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmreason.types import DataError
+from mmreason.types import ConfigError, DataError
 
 Corpus = str | Path | Sequence[str | Mapping[str, Any]]
 """A jsonl (json, csv, parquet) file, a txt file, a folder of txt files, or the passages themselves."""
@@ -47,9 +47,11 @@ def read_corpus(corpus: Corpus, *, text: str = "text", id: str = "id") -> list[P
         text, id: names of a row's fields. Without an id a row's place in its file (from 1) is its id; a txt file's
             passages are called "folder/name.txt#1".
 
-    Raises: DataError for a file that can't be read or isn't UTF-8 (naming file and line), a row without a text, an id
-        that stands there twice, and a corpus without any passage.
+    Raises: ConfigError for what is no corpus; DataError for a file that can't be read or isn't UTF-8 (naming file and
+        line), a row without a text, an id that stands there twice, and a corpus without any passage.
     """
+    if not isinstance(corpus, (Path, Iterable)):
+        raise ConfigError(f"search: a corpus is a file, a folder or a list of passages, not {corpus!r:.80}")
     if isinstance(corpus, (str, Path)):
         path = Path(corpus)
         if path.is_dir():
@@ -67,11 +69,16 @@ def read_corpus(corpus: Corpus, *, text: str = "text", id: str = "id") -> list[P
         passages = [_passage(f"passage {number}", number, row, text, id) for number, row in enumerate(rows, 1)]
     if not passages:
         raise DataError(f"search: no passage in {path or 'the corpus'}", path=path, reason="empty")
-    seen: set[str] = set()
-    for passage in passages:
+    seen: dict[str, int] = {}
+    for number, passage in enumerate(passages, 1):
         if passage.id in seen:
-            raise DataError(f"search: two passages have the id {passage.id!r}", path=path, reason="duplicate_id")
-        seen.add(passage.id)
+            raise DataError(
+                f"search: passages {seen[passage.id]} and {number} of {path or 'the corpus'} have the id "
+                f"{passage.id!r} (one without an id has its number)",
+                path=path,
+                reason="duplicate_id",
+            )
+        seen[passage.id] = number
     return passages
 
 
@@ -125,7 +132,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _passage(where: str, number: int, row: Mapping[str, Any], text: str, id: str) -> Passage:
     value = row.get(text) if isinstance(row, Mapping) else None
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"search: {where} has no text under {text!r}", row=where, reason="missing_text")
+        has = f"; it has {', '.join(map(str, row))}" if isinstance(row, Mapping) else ""
+        raise DataError(f"search: {where} has no text under {text!r}{has}", row=where, reason="missing_text")
     title = row.get("title")
     if text != "title" and isinstance(title, str) and title.strip():
         value = f"{title.strip()}\n{value}"

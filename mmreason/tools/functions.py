@@ -6,11 +6,11 @@ import inspect
 import json
 import re
 import threading
-import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
+from mmreason._values import is_union
 from mmreason.tools.schemas import ArgumentSchema
 from mmreason.tools.types import ToolError
 from mmreason.types import ConfigError
@@ -55,13 +55,18 @@ class FunctionTool:
             raise ToolError("timeout", f"{self.name} still runs {MAX_OVERDUE} earlier calls and takes no more")
         outcome: list[tuple[Any, Exception | None]] = []
         # JSON has one kind of number: 3.0 is a valid integer there, and 3 a valid float.
-        values = {key: self._numbers.get(key, _same)(value) for key, value in arguments.items()}
+        values = {
+            key: value if value is None or key not in self._numbers else self._numbers[key](value)
+            for key, value in arguments.items()
+        }
 
         def target() -> None:
             try:
                 outcome.append((self._func(**values), None))
             except Exception as error:
                 outcome.append((None, error))
+            except BaseException as error:  # SystemExit must end neither this process nor the wait with a wrong reason
+                outcome.append((None, ToolError("failed", f"{self.name} left with {type(error).__name__}")))
 
         thread = threading.Thread(target=target, name=f"tool-{self.name}", daemon=True)
         thread.start()
@@ -90,7 +95,8 @@ def function_tool(func: Callable[..., Any], *, name: str | None = None) -> Funct
     """
     name = name or str(getattr(func, "__name__", type(func).__name__))
     if not callable(func) or inspect.iscoroutinefunction(func):
-        raise ConfigError(f"tool {name!r} must be a plain function, not {type(func).__name__} or a coroutine function")
+        kind = "a coroutine function" if callable(func) else f"{type(func).__name__} {func!r}"
+        raise ConfigError(f"tool {name!r} must be a plain function, not {kind}")
     summary, described = _docstring(func, name)
     try:
         hints = typing.get_type_hints(func)
@@ -99,15 +105,19 @@ def function_tool(func: Callable[..., Any], *, name: str | None = None) -> Funct
     properties: dict[str, Any] = {}
     required: list[str] = []
     numbers: dict[str, type] = {}
-    for key, parameter in inspect.signature(func).parameters.items():
+    try:
+        signature = inspect.signature(func)
+    except ValueError as error:  # a class or function written in C
+        raise ConfigError(f"tool {name!r}: its parameters can't be read: {error}") from error
+    for key, parameter in signature.parameters.items():
         if parameter.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
             raise ConfigError(f"tool {name!r}: {parameter} can't be given by name; tools take named arguments only")
         if key not in hints:
             raise ConfigError(f"tool {name!r}: the parameter {key!r} has no annotation, such as `{key}: str`")
         schema = _schema(hints[key], f"tool {name!r}, parameter {key!r}")
         properties[key] = schema | ({"description": described[key]} if key in described else {})
-        if hints[key] in (int, float):
-            numbers[key] = hints[key]
+        if (number := _number_type(hints[key])) is not None:
+            numbers[key] = number
         if parameter.default is inspect.Parameter.empty:
             required.append(key)
     parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
@@ -145,7 +155,7 @@ def _schema(annotation: Any, place: str) -> dict[str, Any]:
     origin, members = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin is Literal:
         return {"enum": list(members)}
-    if origin in (Union, types.UnionType):
+    if is_union(annotation):
         schemas = [_schema(member, place) for member in members]
         if all(list(schema) == ["type"] for schema in schemas):
             return {"type": [schema["type"] for schema in schemas]}
@@ -160,5 +170,8 @@ def _schema(annotation: Any, place: str) -> dict[str, Any]:
     )
 
 
-def _same(value: Any) -> Any:
-    return value
+def _number_type(annotation: Any) -> type | None:
+    """int or float where numbers of that type fill a parameter, alone or beside None; None for all others."""
+    members = typing.get_args(annotation) if is_union(annotation) else (annotation,)
+    found = [member for member in members if member is not type(None)]
+    return found[0] if len(found) == 1 and found[0] in (int, float) else None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmreason.tools.types import ErrorKind, ToolError
+from mmreason.types import ConfigError
 
 if TYPE_CHECKING:
     from mmreason.tools.sandbox import Sandbox
@@ -63,11 +64,15 @@ class PythonTool:
         preload: modules that programs find imported already, such as sympy or numpy. With any, programs can import all
             packages of this environment, without, only the standard library.
         sandbox: where programs run; None takes this process's shared one.
+
+    Raises: ConfigError for modules that are no list.
     """
 
     name = "python"
 
     def __init__(self, echo: bool = True, preload: Sequence[str] = (), sandbox: Sandbox | None = None) -> None:
+        if isinstance(preload, str):  # it would be taken letter by letter
+            raise ConfigError(f"python: preload is a list of modules: [{preload}]")
         self.echo, self.preload, self._sandbox = echo, tuple(preload), sandbox
         packages = (
             f"the standard library and packages such as {', '.join(preload)}" if preload else "the standard library"

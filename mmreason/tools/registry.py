@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmreason._values import nearest
@@ -13,7 +13,7 @@ from mmreason.tools.functions import function_tool
 from mmreason.tools.python import PythonTool
 from mmreason.tools.search import SearchTool
 from mmreason.tools.sql import SqlTool
-from mmreason.tools.types import Tool
+from mmreason.tools.types import TOOL_PARTS, Tool
 from mmreason.types import ConfigError
 
 TOOLS: dict[str, Callable[..., Tool]] = {
@@ -35,6 +35,8 @@ def load_tools(entries: Sequence[str | Mapping[str, Any] | Tool | Callable[..., 
     Raises: ConfigError for an unknown name (with the nearest match) and for an unknown, missing or wrong parameter;
         what the tool's class raises, such as a DataError for its files.
     """
+    if isinstance(entries, (str, Mapping)) or not isinstance(entries, Iterable):
+        raise ConfigError(f"tools are given as a list, such as [calculator], not {entries!r}")
     return [_load(entry) for entry in entries]
 
 
@@ -51,7 +53,7 @@ def _load(entry: Any) -> Tool:
         return _construct(found, params, label)
     if params:
         raise ConfigError(f"the tool {label!r} takes no parameters, but {', '.join(params)} is given")
-    if all(hasattr(found, name) for name in ("name", "description", "parameters", "call")):
+    if all(hasattr(found, part) for part in TOOL_PARTS):
         tool: Tool = found
         return tool
     if not callable(found):
@@ -68,7 +70,10 @@ def _construct(cls: Any, params: Mapping[str, Any], label: str) -> Tool:
     missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in params]
     if missing:
         raise ConfigError(f"tool {label!r} needs {', '.join(missing)}: {{name: {label}, {missing[0]}: ...}}")
-    tool: Tool = cls(**params)
+    try:
+        tool: Tool = cls(**params)
+    except (TypeError, ValueError, AttributeError) as error:  # a value of a wrong type, such as k: "3"
+        raise ConfigError(f"tool {label!r} can't take the parameters {params!r:.200}: {error}") from error
     return tool
 
 

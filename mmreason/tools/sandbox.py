@@ -25,6 +25,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -163,9 +164,12 @@ class Sandbox:
         except OSError as error:
             raise IsolationError(str(error)) from error
         self._free: list[Cell] = []
+        self._busy: set[Cell] = set()
         self._count = 0
+        """Cells that are free, busy or being started."""
         self._changed = threading.Condition()
         self._closed = False
+        _sandboxes.add(self)
 
     def run(
         self,
@@ -179,7 +183,7 @@ class Sandbox:
         """Run one program; see `Job` for the arguments. What the program does never raises here.
 
         Raises:
-            IsolationError: no cell can be started.
+            IsolationError: no cell can be started, or it can't enclose the program.
             ConfigError: more than one process where the isolation can't hold them.
         """
         return self._run(Job(code, stdin, tuple(checks), result, limits))
@@ -207,9 +211,14 @@ class Sandbox:
                 if attempt:
                     return Run("killed", error=str(error), checks=(str(error),) * len(job.checks))
                 continue
-            except WallsError as error:
+            except WallsError as error:  # a machine that is short of processes or memory may have them in a moment
                 self._lose(cell)
-                raise IsolationError(str(error)) from error
+                if attempt:
+                    raise IsolationError(str(error)) from error
+                continue
+            except OSError as error:
+                self._lose(cell)
+                raise IsolationError(f"the sandbox could not talk to its process: {error}") from error
             except BaseException:
                 self._release(cell) if cell.idle else self._lose(cell)
                 raise
@@ -226,6 +235,7 @@ class Sandbox:
                 while self._free:
                     cell = self._free.pop()
                     if cell.process.poll() is None:
+                        self._busy.add(cell)
                         return cell
                     cell.close()  # killed from outside while it had nothing to do
                     self._count -= 1
@@ -233,8 +243,12 @@ class Sandbox:
                     self._count += 1
                     break
                 self._changed.wait()
+        return self._start()
+
+    def _start(self) -> Cell:
+        """A new cell, which has been counted."""
         try:
-            return Cell(self.isolation, self.preload)
+            cell = Cell(self.isolation, self.preload)
         except BaseException as error:
             with self._changed:
                 self._count -= 1
@@ -242,9 +256,13 @@ class Sandbox:
             if isinstance(error, OSError):
                 raise IsolationError(f"no sandbox process could be started: {error}") from error
             raise
+        with self._changed:
+            self._busy.add(cell)
+        return cell
 
     def _release(self, cell: Cell) -> None:
         with self._changed:
+            self._busy.discard(cell)
             if self._closed:
                 cell.close()
                 return
@@ -252,16 +270,24 @@ class Sandbox:
             self._changed.notify()
 
     def _lose(self, cell: Cell) -> None:
-        cell.close()
-        with self._changed:
-            self._count -= 1
-            self._changed.notify()
+        try:
+            cell.close()
+        finally:
+            with self._changed:
+                self._busy.discard(cell)
+                self._count -= 1
+                self._changed.notify()
 
     def warm(self) -> None:
         """Start all cells now, rather than at their first use. Raises: IsolationError."""
-        cells = [self._lease() for _ in range(self.workers)]
-        for cell in cells:
-            self._release(cell)
+        while True:
+            with self._changed:
+                if self._closed:
+                    raise ConfigError("this sandbox is closed")
+                if self._count >= self.workers:
+                    return
+                self._count += 1
+            self._release(self._start())
 
     def close(self) -> None:
         """End all cells; programs that run are killed with theirs when they come free."""
@@ -274,9 +300,9 @@ class Sandbox:
     def forget(self) -> None:
         """In a forked child: let go of the parent's cells without ending them."""
         self._changed = threading.Condition()
-        for cell in self._free:
+        for cell in (*self._free, *self._busy):
             cell.forget()
-        self._free, self._count = [], 0
+        self._free, self._busy, self._count = [], set(), 0
 
     def __enter__(self) -> Sandbox:
         return self
@@ -290,6 +316,7 @@ def default_workers() -> int:
     return max(1, min(16, len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))))
 
 
+_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 _shared: dict[tuple[str, ...], Sandbox] = {}
 _shared_lock = threading.Lock()
 
@@ -314,7 +341,7 @@ def shutdown() -> None:
 def _after_fork() -> None:
     global _shared_lock
     _shared_lock = threading.Lock()
-    for sandbox in _shared.values():
+    for sandbox in list(_sandboxes):  # parent and child would hear each other's programs end
         sandbox.forget()
     _shared.clear()
 

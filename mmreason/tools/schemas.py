@@ -95,12 +95,15 @@ class ArgumentSchema:
         return texts
 
     def signature(self) -> str:
-        """The arguments in one line: "expression (string), digits (integer, optional)"."""
+        """The arguments in one line: 'expression (string), unit ("c" or "f", optional)'."""
         required = self.parameters.get("required", ())
         described = []
         for name, schema in self.properties.items():
-            kind = schema.get("type", "any value") if isinstance(schema, Mapping) else "any value"
+            described_by = schema if isinstance(schema, Mapping) else {}
+            kind = described_by.get("type", "any value")
             kind = kind if isinstance(kind, str) else " or ".join(map(str, kind))
+            if described_by.get("enum"):
+                kind = _cut(" or ".join(json.dumps(value, ensure_ascii=False) for value in described_by["enum"]))
             described.append(f"{name} ({kind}{'' if name in required else ', optional'})")
         return ", ".join(described) or "no arguments"
 

@@ -127,6 +127,8 @@ class SearchTool:
         import bm25s
 
         key = hashlib.sha256(f"{_FORMAT} {bm25s.__version__} {self.k1} {self.b} {content_key(self.passages)}".encode())
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"search: index_dir {folder} is a file; it must be a folder or a new name")
         target = folder / f"bm25-{key.hexdigest()[:32]}"
         if target.is_dir():
             try:

@@ -94,8 +94,8 @@ class SqlTool:
 
     def _store(self, tables: Mapping[str, Table]) -> Path:
         """An SQLite file of the tables in a private folder, which goes with this object."""
-        if not tables:
-            raise ConfigError("sql: tables is empty")
+        if not isinstance(tables, Mapping) or not tables:
+            raise ConfigError(f"sql: tables maps names to files or rows, as {{sales: sales.csv}}, not {tables!r:.80}")
         folder = tempfile.TemporaryDirectory(prefix="mmreason-sql-")
         # A forked child shares the folder and must not take it away when it ends.
         weakref.finalize(self, _remove, folder, os.getpid())
@@ -178,7 +178,11 @@ def _rows(name: str, table: Table) -> tuple[list[Mapping[str, Any]], bool]:
                 raise DataError(f"sql: table {name!r}: {where}: {row}", path=path, row=where, reason=row.reason)
             rows.append(row)
         return rows, suffix_of(path) not in (".csv", ".tsv")
+    if not isinstance(table, Iterable):
+        raise ConfigError(f"sql: table {name!r} is a file, a list of rows or columns, not {table!r:.80}")
     if isinstance(table, Mapping):
+        if not all(hasattr(column, "__len__") and not isinstance(column, str) for column in table.values()):
+            raise ConfigError(f"sql: the columns of table {name!r} must be lists of cells; a row goes into a list")
         lengths = {len(column) for column in table.values()}
         if len(lengths) > 1:
             raise DataError(f"sql: the columns of table {name!r} have {sorted(lengths)} cells; all need as many")
@@ -225,6 +229,11 @@ def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def _as_written(name: str) -> str:
+    """A name as a query has to write it: in double quotes unless it is a plain word."""
+    return name if _NAME.fullmatch(name) else _quote(name)
+
+
 def _describe(path: Path, uri: str) -> str:
     """The tables and columns of a database in one line. Raises: DataError where it is none."""
     if not path.is_file():
@@ -236,7 +245,8 @@ def _describe(path: Path, uri: str) -> str:
             lines = []
             for table in tables:
                 columns = connection.execute(f"PRAGMA table_info({_quote(table)})").fetchall()
-                lines.append(f"{table}({', '.join(f'{column[1]} {column[2]}'.strip() for column in columns)})")
+                shown = ", ".join(f"{_as_written(column[1])} {column[2]}".strip() for column in columns)
+                lines.append(f"{_as_written(table)}({shown})")
     except sqlite3.Error as error:
         raise DataError(f"sql: {path} is no readable SQLite database: {error}", path=path) from None
     if not lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mmreason._values import nearest
 from mmreason.tools._objects import why_no_object
 from mmreason.tools.schemas import ArgumentSchema
-from mmreason.tools.types import Tool, ToolCall, ToolError, ToolResult
+from mmreason.tools.types import TOOL_PARTS, Tool, ToolCall, ToolError, ToolResult
 from mmreason.types import ConfigError, MMReasonError
 
 _log = logging.getLogger(__name__)
@@ -26,18 +27,21 @@ class Toolbox:
         timeout_s: wall seconds of one call.
         max_chars: of a result, the note about what is left out included.
 
-    Raises: ConfigError for a name or a schema that isn't valid, and for two tools of one name.
+    Raises: ConfigError for a name or a schema that isn't valid, two tools of one name, what is no tool, and limits out
+        of their range.
     """
 
     def __init__(self, tools: Sequence[Tool], *, timeout_s: float = 5.0, max_chars: int = 4000) -> None:
-        if timeout_s <= 0 or max_chars < _MIN_CHARS:
+        if not 0 < timeout_s < math.inf or max_chars < _MIN_CHARS:
             raise ConfigError(
-                f"timeout_s must be above 0 and max_chars at least {_MIN_CHARS}, not {timeout_s} and {max_chars}"
+                f"timeout_s must be above 0 and finite, max_chars at least {_MIN_CHARS}: {timeout_s}, {max_chars}"
             )
         self.timeout_s, self.max_chars = timeout_s, max_chars
         self._tools: dict[str, Tool] = {}
         self._arguments: dict[str, ArgumentSchema] = {}
         for tool in tools:
+            if not all(hasattr(tool, part) for part in TOOL_PARTS):
+                raise ConfigError(f"{tool!r} is no tool; load_tools([...]) makes tools of names and typed functions")
             schema = ArgumentSchema(tool.name, tool.parameters)
             if tool.name in self._tools:
                 raise ConfigError(f"two tools are called {tool.name!r}")

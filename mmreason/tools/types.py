@@ -58,6 +58,10 @@ class ToolResult:
     seconds: float
 
 
+TOOL_PARTS = ("name", "description", "parameters", "call")
+"""What an object must have to be a `Tool`."""
+
+
 class Tool(Protocol):
     """A tool: how a model is told of it, and the call.
 

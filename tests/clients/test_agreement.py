@@ -18,7 +18,7 @@ from mmreason.clients.agreement import (
     krippendorff_alpha,
     percent_agreement,
 )
-from mmreason.types import DataError
+from mmreason.types import ConfigError, DataError
 
 _ = None
 # Krippendorff (2011), examples C and D: four observers (rows here), twelve units.
@@ -203,6 +203,18 @@ def test_wrong_tables_are_refused():
         cohen_kappa([1, 2, 3], [1, 2])
     with pytest.raises(DataError, match="z not among the categories"):
         cohen_kappa(["a"], ["z"], categories=["a", "b"])
+    for level in ("nominal", "interval"):
+        with pytest.raises(DataError, match="item 1 has nan.*None marks a missing"):
+            krippendorff_alpha([[1.0, 2.0], [math.nan, 1.0]], level)
+
+
+def test_a_misspelt_level_is_none():
+    """It must not fall through to some other level's distance."""
+    for figure in (krippendorff_alpha, agreement):
+        with pytest.raises(ConfigError, match="level 'ordnial'; there are nominal, ordinal"):
+            figure([[1, 2], [2, 2]], "ordnial")
+    with pytest.raises(ConfigError, match="weights 'square'; there are linear, quadratic"):
+        cohen_kappa([1, 2], [1, 3], weights="square")
 
 
 def test_the_bootstrap_interval_of_a_mean_is_the_textbook_one():

@@ -13,7 +13,7 @@ from mmreason.clients.judge_calls import UnreadableError, last_fields
 from mmreason.clients.judge_prompts import CRITERIA
 from mmreason.clients.judge_types import Criterion, JudgeSettings, PairItem, RubricItem
 from mmreason.clients.types import EndpointError, Reply
-from mmreason.types import ConfigError
+from mmreason.types import ConfigError, DataError
 from tests.clients.scripted_judges import Scripted, prefers_first, prefers_longer, prompt_of, shown
 
 PAIRS = [PairItem(id=f"q{i}", question="Why?", answer_a="a" * (i + 1), answer_b="b" * (10 - i)) for i in range(10)]
@@ -287,3 +287,20 @@ def test_wrong_settings_are_refused():
     with pytest.raises(ConfigError, match="explanation"):
         asyncio.run(judge.score(ANSWERS, [Criterion("explanation", "")]))
     assert asyncio.run(judge.compare([])).win_rate is None
+    for orders in ("both", "shuffled"):
+        with pytest.raises(ConfigError, match="the id 1 is no text"):
+            asyncio.run(judge.compare([PairItem(id=1, question="?", answer_a="a", answer_b="b")], orders=orders))
+
+
+def test_items_without_a_text_are_refused_before_anything_is_asked():
+    with pytest.raises(DataError, match="item q7: answer_b is None, not a text"):
+        PairItem(id="q7", question="?", answer_a="a", answer_b=None)
+    with pytest.raises(DataError, match="item q7: question is 3"):
+        RubricItem(id="q7", question=3, answer="a")
+
+
+def test_a_whole_score_may_be_written_as_a_decimal():
+    """JSON Schema's integers include 7.0, so that the endpoint lets it through."""
+    completer = Scripted(lambda request: {"explanation": "", "correctness": 7.0})
+    report = asyncio.run(Judge(completer).score([ANSWERS[0]], [CORRECTNESS]))
+    assert report.results[0].scores == {"correctness": 7} and type(report.results[0].scores["correctness"]) is int

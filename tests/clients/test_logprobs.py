@@ -50,6 +50,7 @@ def test_bytes_cut_anywhere_join_to_the_text(text: str, data: st.DataObject) -> 
         (["The", "answer"], "The answer", {}),  # sentencepiece tokens decoded one by one
         (["x", " y", "\n", "Obser", "vation: z"], "x y", {"stop": ("Observation:",)}),
         (["caf", "\ufffd", "\ufffd", "!"], "café!", {}),  # parts of characters without bytes
+        (["caf", "", "é", "!", ""], "café!\ufffd", {}),  # the same in vLLM
         (["<think>", "why", "</think>", "42"], "42", {"reasoning": "why", "completion_tokens": 4}),
         ([], "", {"completion_tokens": 0}),
     ],
@@ -66,8 +67,9 @@ def test_alternatives_come_likeliest_first() -> None:
 
 
 def test_alternatives_that_are_parts_of_characters_may_look_alike() -> None:
-    top = [entry("\ufffd", math.log(0.4)), entry("\ufffd", math.log(0.3))]
-    read([entry("\ufffd", math.log(0.4), top=top)], "é", k=2)
+    for name in ("\ufffd", ""):
+        top = [entry(name, math.log(0.4)), entry(name, math.log(0.3))]
+        read([entry(name, math.log(0.4), top=top)], "é", k=2)
 
 
 def two(first: float, second: float) -> list[Any]:

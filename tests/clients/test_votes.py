@@ -199,6 +199,7 @@ ROW = vote_rows(PAIRS, TASK)[0]
         ('{"id": "q1", "annotator": "x", "verdict": "A"}\nnot json', r"votes.jsonl:2: no JSON"),
         ('{"id": "q1", "annotator": "x", "verdict": "A"}\n[1]', r"votes.jsonl:2: no JSON object"),
         ('{"id": "q1", "annotator": "x", "verdict": "left"}', r"votes.jsonl:1: verdict 'left'; there are A, B, tie"),
+        ('{"id": "q1", "annotator": "x", "verdct": "A"}', r"votes.jsonl:1: a vote has verdict; this row has id, annot"),
         ('{"id": "q1", "verdict": "A"}', r"votes.jsonl:1: neither a task of Label Studio"),
         ('\n{"id": null, "annotator": "x", "verdict": "A"}', r"votes.jsonl:2: id is None"),
         (json.dumps([annotated(ROW, (1, {"verdict": "answer_3"}))]), r"votes.jsonl row 0: verdict 'answer_3'"),
@@ -252,6 +253,19 @@ def test_items_that_do_not_fit_the_task_are_refused():
         VoteTask(criteria=(Criterion("answer", ""),))
     png = PairItem(id="q0", question="", answer_a="", answer_b="", images=(b"\x89PNG\r\n",))
     assert vote_rows([png], VoteTask(images=1))[0]["image_1"] == "data:image/png;base64,iVBORw0K"
+
+
+def test_tasks_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="language 'fr'; there are en, zh"):
+        VoteTask(language="fr")
+    with pytest.raises(ConfigError, match="images -1"):
+        VoteTask(images=-1)
+
+
+def test_a_judges_verdict_that_is_none_is_refused():
+    votes = Votes([Vote("q0", "x", {"verdict": "A"})])
+    with pytest.raises(DataError, match="item q0: the judge's verdict is 'a'; there are A, B, tie"):
+        judge_agreement(votes, {"q0": "a"})
 
 
 def test_people_among_themselves_and_against_a_judge():

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmreason.data.duplicates import band_rows, block_masks, find_duplicates, keep_first, shingles, simhash
-from mmreason.types import ConfigError
+from mmreason.types import ConfigError, DataError
 
 Groups = list[tuple[int, ...]]
 
@@ -220,6 +220,13 @@ def test_shingles() -> None:
 def test_few_and_strange_texts(method: Any, texts: list[str]) -> None:
     expected = [] if len(texts) < 2 else [(0, 1)]
     assert find_duplicates(texts, method) == expected
+
+
+def test_texts_that_are_none() -> None:
+    with pytest.raises(DataError, match="text 1: None is no text"):
+        find_duplicates(["a", None])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="a single text is given"):
+        find_duplicates("abc")
 
 
 @pytest.mark.parametrize("method", ["minhash", "simhash"])

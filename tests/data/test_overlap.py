@@ -287,6 +287,10 @@ def test_decontaminate_parts_examples() -> None:
             },
             EvalItem("x", "Q", ("a", "b")),
         ),
+        ({"question": "Q", "options": {"A": "a", "B": "b"}}, EvalItem("7", "Q", ("a", "b"))),
+        ({"question": "Q", "choices": ("a", "b")}, EvalItem("7", "Q", ("a", "b"))),
+        ({"question": "Q", "choices": np.array(["a", "b"], dtype=object)}, EvalItem("7", "Q", ("a", "b"))),
+        ({"question": "Q", "choices": {"text": np.array(["a", "b"])}}, EvalItem("7", "Q", ("a", "b"))),
         ({"Body": "Two.", "Question": "How many?"}, EvalItem("7", "Two.\nHow many?")),
         ({"ctx": "A man", "endings": ["runs", "sits"]}, EvalItem("7", "A man", ("runs", "sits"))),
         (
@@ -412,6 +416,19 @@ def test_wrong_texts_and_shares() -> None:
     with pytest.raises(DataError, match=r"text 1: None is no text"):
         index.find(["x", None])  # type: ignore[list-item]
     assert index.find([]) == [] and index.find(["", "\ud800 \x00"]) == [None, None]
+
+
+def test_wrong_rows() -> None:
+    """What can't be looked at must not pass as clean."""
+    index = OverlapIndex.build({"a": [DUCKS]})
+    for row in (None, 3, {1}):
+        with pytest.raises(DataError, match=r"row 1: .* is neither a text nor a row"):
+            decontaminate(["x", row], index)  # type: ignore[list-item]
+    for call in (index.find, index.find_all, lambda text: decontaminate(text, index)):
+        with pytest.raises(DataError, match="a single text is given"):
+            call(DUCKS)
+    messages = np.array([{"role": "user", "content": DUCKS}], dtype=object)  # as pandas gives them
+    assert len(decontaminate([{"messages": messages}], index).dropped) == 1
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

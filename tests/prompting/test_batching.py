@@ -17,6 +17,7 @@ from mmreason.prompting.batching import BatchParams, BatchSample, Conversation
 from mmreason.prompting.registry import load_strategy
 from mmreason.prompting.solve import solve_all
 from mmreason.prompting.types import Completion, Problem
+from mmreason.types import ConfigError
 from tests.prompting.scripted import pick
 
 
@@ -297,7 +298,7 @@ def test_it_serves_one_event_loop_after_another() -> None:
 
 def test_settings_are_checked() -> None:
     for wrong in ({"max_batch": 0}, {"linger_s": -1.0}):
-        with pytest.raises(ValueError, match="max_batch must be at least 1"):
+        with pytest.raises(ConfigError, match="max_batch must be at least 1"):
             BatchSample(Echo(), **wrong)  # type: ignore[arg-type]
 
 

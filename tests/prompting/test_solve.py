@@ -18,7 +18,7 @@ from mmreason.prompting.session import Session
 from mmreason.prompting.single import Direct, ZeroShotCoT
 from mmreason.prompting.solve import solve, solve_all, solve_each
 from mmreason.prompting.types import Completion, Problem
-from mmreason.types import DataError, Message
+from mmreason.types import ConfigError, DataError, Message
 from tests.prompting.scripted import Scripted, completion, text_of
 
 
@@ -124,7 +124,7 @@ def test_giving_up_cancels_what_is_under_way() -> None:
 
 @pytest.mark.parametrize("concurrency", [0, -1])
 def test_concurrency_is_checked(concurrency: int) -> None:
-    with pytest.raises(ValueError, match="concurrency must be at least 1"):
+    with pytest.raises(ConfigError, match="concurrency must be at least 1"):
         asyncio.run(solve_all(Direct(), [], Scripted([]), concurrency=concurrency))
 
 

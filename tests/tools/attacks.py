@@ -88,6 +88,7 @@ for path in {places!r}:
     attempt("write below " + path, write, path + "/planted")
     attempt("mkdir below " + path, os.mkdir, path + "/planted")
 attempt("overwrite", write, {str(world.secret_file)!r})
+for access in (0, 3): attempt("open to empty", os.open, {str(world.secret_file)!r}, access | os.O_TRUNC)
 attempt("truncate", os.truncate, {str(world.secret_file)!r}, 0)
 attempt("unlink", os.unlink, {str(world.secret_file)!r})
 attempt("rename", os.rename, {str(world.secret_file)!r}, "mine")
@@ -181,7 +182,7 @@ os.symlink({str(world.secret_file)!r}, "a/b/secret")
 attempt("hard link", os.link, os.__file__, "library")
 attempt("write through", open, "a/b/secret", "w")
 """, held=2),
-        Attack("writes outside its folder", PRELUDE + write, held=6 + 2 * len(places)),
+        Attack("writes outside its folder", PRELUDE + write, held=8 + 2 * len(places)),
         Attack("walks up", PRELUDE + """
 os.chdir("..")
 attempt("write in the parent", open, "planted", "w")
@@ -197,6 +198,33 @@ attempt("mknod", os.mknod, "disk", 0o60600, os.makedev(254, 0))
 import fcntl
 attempt("TIOCSTI", fcntl.ioctl, 0, 0x5412, b"x")
 """, held=14),
+        Attack("changes devices", PRELUDE + """
+for path in ("/dev/null", "/dev/zero", "/dev/urandom"):
+    attempt("chmod", os.chmod, path, 0o666)
+    attempt("utime", os.utime, path)
+""", held=6),
+        Attack("asks devices and files", PRELUDE + """
+import fcntl, socket, struct
+pair = socket.socketpair()
+room = ctypes.create_string_buffer(1024)
+attempt("interfaces", fcntl.ioctl, pair[0], 0x8912, struct.pack("iP", 1024, ctypes.addressof(room)))
+library = open(os.__file__)
+attempt("flags of a file", fcntl.ioctl, library, 0x80086601, bytes(8))
+attempt("change the flags of a file", fcntl.ioctl, library, 0x40086602, bytes(8))
+attempt("where it lies on the disk", fcntl.ioctl, library, 0xC020660B, bytes(32))
+attempt("lease", fcntl.fcntl, library, 1024, fcntl.F_RDLCK)
+attempt("watch", fcntl.fcntl, os.open(os.path.dirname(os.__file__), os.O_RDONLY), 1026, 2)
+""", held=6),
+        Attack("signals through a descriptor", PRELUDE + f"""
+import fcntl, socket, struct
+print("ESCAPED" if libc.prctl(1, 0, 0, 0, 0) == 0 else "held", "its end with the cell")
+pair = socket.socketpair()
+for pid in ({world.pid}, os.getppid() or 2, -2):
+    attempt(f"owner {{pid}}", fcntl.fcntl, pair[0], 8, pid)
+    attempt(f"owner {{pid}}, structured", fcntl.fcntl, pair[0], 15, struct.pack("ii", 1, pid))
+    attempt(f"owner {{pid}} by ioctl", fcntl.ioctl, pair[0], 0x8901, struct.pack("i", pid))
+attempt("which signal", fcntl.fcntl, pair[0], 10, 9)
+""", held=11),
         Attack("kills", PRELUDE + f"""
 import signal
 for pid in ({world.pid}, os.getppid() or 2, -1, 2, -2):
@@ -281,6 +309,37 @@ def fill():
     for number in range(200_000): os.mkdir(f"folder{number}")
 attempt("fill", fill)
 """, ("ok", "killed", "timeout")),
+        Attack("takes the disk at once", PRELUDE + """
+large = os.open("large", os.O_CREAT | os.O_RDWR)
+result = libc.fallocate(large, 1, ctypes.c_long(0), ctypes.c_long(2**30))
+print("held" if result < 0 and os.fstat(large).st_blocks * 512 < 2**26 else "ESCAPED", result)
+""", held=1),
+        Attack("writes files without a name", """
+import os
+for _ in range(40):
+    file = os.open("file", os.O_CREAT | os.O_RDWR)
+    os.unlink("file")
+    try:
+        for _ in range(4): os.write(file, bytes(2**20))
+    except OSError: pass
+""", ("ok", "killed")),
+        Attack("folders that can't be read", """
+import os
+os.mkdir("dark", 0o300)
+for number in range(40):
+    try: open(f"dark/{number}", "wb").write(bytes(2**20))
+    except OSError: pass
+""", ("ok", "killed")),
+        Attack("folders without end", """
+import os
+try:
+    for _ in range(900):
+        os.mkdir("d" * 100)
+        os.chdir("d" * 100)
+    for number in range(40): open(str(number), "wb").write(bytes(2**20))
+except OSError: pass
+""", ("ok", "killed")),
+        Attack("ends by a signal without a name", "import os\nos.kill(os.getpid(), 40)", ("ok", "killed")),
         Attack("crashes", "import ctypes; ctypes.string_at(0)", ("killed",)),
         Attack("recursion without end", "import sys; sys.setrecursionlimit(10**9)\nf = lambda x: f(str(f(x)))\nf(1)",
                ("killed", "memory", "error", "timeout")),
@@ -311,6 +370,27 @@ for descriptor in range(5):
         except OSError: pass
 os._exit(0)
 """, checks=("assert False",)),
+        Attack("asks for its checks too early", """
+import json, os, select
+os.write(4, b'{"status": "ok", "error": "", "exit": 0}\\n')
+if select.select([3], [], [], 0.2)[0]:
+    more = json.loads(os.read(3, 65536))
+    for number in range(len(more["checks"])):
+        os.write(4, json.dumps({"token": more["token"], "check": number, "failure": None}).encode() + b"\\n")
+os._exit(0)
+""", checks=("assert False",)),
+        Attack("reports brackets", "import os\nos.write(4, b'[' * 50_000 + b'\\n' + b'{\"a\":' * 20_000 + b'\\n')"),
+        Attack("reports without end", "import os\nwhile True: os.write(4, b'{}\\n' * 10_000)", ("output",)),
+        Attack("reports empty lines", "import os\nwhile True: os.write(4, b'\\n' * 4096)", ("output",)),
+        Attack("an error that is hard to name", """
+class Kind(type): __name__ = property(lambda kind: 1 / 0)
+class Text(str):
+    def __format__(self, how): os._exit(0)
+    def __getitem__(self, place): return self
+class Hostile(Exception, metaclass=Kind): __str__ = lambda self: Text("held")
+print("held", flush=True)
+raise Hostile
+""", ("error",), held=1, checks=("assert False",)),
         Attack("leaves before its checks", "import os; os._exit(0)", checks=("assert False",)),
         Attack("an exit handler", "import atexit, os; atexit.register(os._exit, 0)", checks=("assert False",)),
         Attack("leaves politely before its checks", "raise SystemExit(0)", checks=("assert False",)),

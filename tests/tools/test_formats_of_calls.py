@@ -397,6 +397,8 @@ def test_pending_calls() -> None:
     assert programs.pending_call(answered) is None
     assert programs.pending_call(answered + turn) == ToolCall("python", {"code": "print(3*4)"})
     assert programs.pending_call("no program\n```json\n{}\n```\n") is None
+    assert programs.pending_call('```Python title="a.py"\n1\n```') == ToolCall("python", {"code": "1"})
+    assert programs.pending_call("```\n1\n```") is None
     cut_off = programs.pending_call("```python\nprint(3*")
     assert isinstance(cut_off, ToolError) and cut_off.kind == "bad_arguments"
     assert programs.output(cut_off).text.startswith("Error: the program has no closing ```")

@@ -142,10 +142,15 @@ def test_bad_corpora(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text"\n')
     with pytest.raises(DataError, match=r"broken\.jsonl:2"):
         SearchTool(tmp_path / "broken.jsonl")
-    with pytest.raises(DataError, match="passage 2 has no text under 'text'"):
+    with pytest.raises(DataError, match="passage 2 has no text under 'text'; it has body"):
         SearchTool(["a", {"body": "b"}])
-    with pytest.raises(DataError, match="two passages have the id 'x'"):
-        SearchTool([{"id": "x", "text": "a"}, {"id": "x", "text": "b"}])
+    with pytest.raises(DataError, match="passages 1 and 3 of the corpus have the id 'x'"):
+        SearchTool([{"id": "x", "text": "a"}, {"text": "c"}, {"id": "x", "text": "b"}])
+    with pytest.raises(DataError, match="passages 1 and 2 .*one without an id has its number"):
+        SearchTool([{"id": 2, "text": "a"}, {"text": "b"}])
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="index_dir .*file is a file"):
+        SearchTool(["a"], index_dir=tmp_path / "file")
     with pytest.raises(DataError, match="no passage"):
         SearchTool([])
     with pytest.raises(DataError, match="no file or folder"):

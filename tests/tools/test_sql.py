@@ -178,6 +178,11 @@ def test_a_view_with_a_forbidden_function_is_refused(tmp_path: Path) -> None:
     assert run(SqlTool(database=tmp_path / "a.sqlite"), "SELECT * FROM bad").error == "refused"
 
 
+def test_the_description_writes_names_as_queries_must() -> None:
+    tool = SqlTool({"t": [{"date of sale": "2020", "n": 1}]})
+    assert tool.description.endswith('Tables: t("date of sale" TEXT, n INTEGER)')
+
+
 def test_files_and_types(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("code,n,x,empty\n007,1,1.5,\n010,-2,2e3,\n", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"k": 1, "deep": [1, 2]}\n{"k": true, "more": "é"}\n', encoding="utf-8")

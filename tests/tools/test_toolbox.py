@@ -160,6 +160,10 @@ def test_invalid_toolboxes() -> None:
         Toolbox([])
     with pytest.raises(ConfigError, match="timeout_s"):
         Toolbox([Calculator()], timeout_s=0)
+    with pytest.raises(ConfigError, match="timeout_s"):
+        Toolbox([Calculator()], timeout_s=float("nan"))
+    with pytest.raises(ConfigError, match=r"'calculator' is no tool; load_tools"):
+        Toolbox(["calculator"])  # type: ignore[list-item]
 
 
 def test_references_within_a_schema() -> None:
@@ -212,6 +216,13 @@ def test_standard_tool() -> None:
         standard_tool({"name": "f", "parameters": {"type": "dict", "properties": {"x": {"type": "HashMap"}}}})
     with pytest.raises(ConfigError, match="has no name"):
         standard_tool({"parameters": {}})
+
+
+def test_the_signature_names_the_choices() -> None:
+    """A model that is shown tools as text has no other way to know them."""
+    schema = {"properties": {"unit": {"enum": ["c", "f"]}, "n": {"type": ["integer", "null"]}}, "required": ["unit"]}
+    signature = ArgumentSchema("f", {"type": "object", **schema}).signature()
+    assert signature == 'unit ("c" or "f"), n (integer or null, optional)'
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -267,6 +278,13 @@ def test_function_calls() -> None:
     assert box.run(ToolCall("half", {"x": 3, "n": 4.0})).content == '{"x": 1.5, "types": ["float", "int"], "é": "a"}'
     assert box.run(ToolCall("weather", {"city": "Rome"})).content == "Rome 1 C None"
 
+    def letters(n: int | None = None) -> str:
+        """Write."""
+        return "a" * (n or 1)
+
+    box = Toolbox([function_tool(letters)])
+    assert [box.run(ToolCall("letters", {"n": n})).content for n in (3.0, None)] == ["aaa", "a"]
+
 
 def test_function_past_its_deadline() -> None:
     def slow(s: float) -> str:
@@ -289,6 +307,12 @@ def test_function_errors() -> None:
             raise ToolError("refused", "that is not shown")
         return {"a": "1"}[key]
 
+    def leaves(code: int) -> str:
+        """Leave."""
+        raise SystemExit(code)
+
+    left = Toolbox([function_tool(leaves)]).run(ToolCall("leaves", {"code": 3}))
+    assert (left.error, left.content) == ("failed", "Error: leaves left with SystemExit")
     box = Toolbox([function_tool(lookup)])
     assert box.run(ToolCall("lookup", {"key": "secret"})).content == "Error: that is not shown"
     assert box.run(ToolCall("lookup", {"key": "b"})).error == "failed"
@@ -318,7 +342,9 @@ def test_functions_that_are_no_tools() -> None:
         (undocumented, "has no docstring"),
         (star, "can't be given by name"),
         (strange, "parameter 'x': no JSON value fills"),
-        (later, "coroutine"),
+        (later, "not a coroutine function"),
+        (str, "its parameters can't be read"),
+        (3, "not int 3"),
     ):
         with pytest.raises(ConfigError, match=says):
             function_tool(func)
@@ -362,8 +388,20 @@ def test_load_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("json.lods", "json has no 'lods'.*did you mean loads"),
         (3, "a tool is a name"),
         ({"name": "json.dumps", "x": 1}, "takes no parameters"),
+        ({"name": "search", "corpus": ["a"], "k": "3"}, "tool 'search' can't take the parameters.*'k': '3'"),
+        ({"name": "search", "corpus": 3}, "a corpus is a file, a folder or a list"),
+        ({"name": "python", "preload": "sympy"}, r"preload is a list of modules: \[sympy\]"),
+        ({"name": "sql", "tables": ["a.csv"]}, "tables maps names to files or rows"),
+        ({"name": "sql", "tables": {"t": None}}, "table 't' is a file, a list of rows or columns, not None"),
+        ({"name": "sql", "tables": {"t": {"a": 1}}}, "columns of table 't' must be lists"),
     ],
 )
 def test_entries_that_are_no_tools(entry: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_tools([entry])
+
+
+@pytest.mark.parametrize("entries", ["calculator", {"name": "calculator"}, 3])
+def test_tools_come_as_a_list(entries: Any) -> None:
+    with pytest.raises(ConfigError, match=r"as a list, such as \[calculator\]"):
+        load_tools(entries)

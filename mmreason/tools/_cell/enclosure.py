@@ -118,8 +118,7 @@ def _make_root(sources: dict[str, str], base: str) -> None:
             os.makedirs(target, 0o755, exist_ok=True)
         system.mount(f"/proc/self/fd/{descriptor}", target, None, MS_BIND | MS_REC)
         os.close(descriptor)
-        if path not in DEVICES:
-            system.make_read_only(target)
+        system.make_read_only(target, device=path in DEVICES)
     for path, target in links.items():
         if not os.path.lexists(base + path):
             os.makedirs(os.path.dirname(base + path), 0o755, exist_ok=True)
@@ -134,6 +133,8 @@ def _make_root(sources: dict[str, str], base: str) -> None:
 def seclude(scratch_mb: int) -> None:
     """A process namespace for the next child, and an empty scratch folder that ends with it. Raises OSError."""
     system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
+    for path in DEVICES:  # bubblewrap leaves them writable: where root started it they are the program's own
+        system.make_read_only(path, device=True)
     files = 64 * max(1, scratch_mb)
     data = f"size={scratch_mb}m,nr_inodes={files},mode=0700"
     system.mount("tmpfs", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)

@@ -9,19 +9,19 @@ The cell sees neither programs nor their output: those go through the pipes betw
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 from typing import Any, NoReturn
 
-from mmreason.tools._cell import enclosure, landlock, program, system
+from mmreason.tools._cell import enclosure, landlock, program, scratch, system
 
 KILL = b"kill"
 WATCH_S = 0.05
@@ -69,6 +69,8 @@ class _Cell:
         elif self.tier == "bubblewrap":
             self.nested = _may_nest()
             self.overhead = None if options["root"] else 4
+            if not self.nested and self.abi == 0:
+                raise OSError("no namespaces inside bubblewrap and no Landlock: programs could read each other's files")
         else:
             if self.abi == 0:
                 raise OSError("the kernel has no Landlock")
@@ -104,20 +106,21 @@ class _Cell:
             self.control.send(json.dumps(outcome).encode())
 
     def _run(self, limits: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        scratch = (
-            enclosure.SCRATCH if self.nested else tempfile.mkdtemp(prefix="mmreason-", dir=_scratch_root(self.tier))
-        )
+        folder = None  # of this program alone, where it can't have a mount of its own
         try:
-            pid = self._fork_nested(limits, descriptors) if self.nested else self._fork(limits, descriptors, scratch)
+            if self.nested:
+                pid = self._fork_nested(limits, descriptors)
+            else:
+                folder = tempfile.mkdtemp(prefix="mmreason-", dir=_scratch_root(self.tier))
+                pid = self._fork(limits, descriptors, folder)
             for descriptor in descriptors:
                 os.close(descriptor)
-            full = self._wait(pid, limits, None if self.nested else scratch)
+            full = self._wait(pid, limits, folder)
             _, status, usage = os.wait4(pid, 0)
+            if folder is not None:
+                self._clean(folder)
         except OSError as error:
             return {"failed": str(error)}
-        finally:
-            if not self.nested:
-                self._clean(scratch)
         return {
             "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
             "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
@@ -125,16 +128,18 @@ class _Cell:
             "scratch_full": full,
         }
 
-    def _clean(self, scratch: str) -> None:
+    def _clean(self, folder: str) -> None:
         """Remove a scratch folder in a process of its own: the next program needn't wait for a million files."""
         for cleaner in list(self.cleaners):
             if os.waitpid(cleaner, os.WNOHANG)[0]:
                 self.cleaners.remove(cleaner)
         cleaner = os.fork()
         if cleaner == 0:
-            self.control.close()
-            shutil.rmtree(scratch, ignore_errors=True)
-            os._exit(0)
+            try:
+                self.control.close()
+                scratch.remove(folder)
+            finally:
+                os._exit(0)
         self.cleaners.append(cleaner)
 
     def _fork_nested(self, limits: dict[str, Any], descriptors: list[int]) -> int:
@@ -163,55 +168,59 @@ class _Cell:
             raise OSError(answer or "the helper process died")
         return int(answer)
 
-    def _fork(self, limits: dict[str, Any], descriptors: list[int], scratch: str) -> int:
+    def _fork(self, limits: dict[str, Any], descriptors: list[int], folder: str) -> int:
+        cell = os.getpid()
         child = os.fork()
         if child == 0:
-            self._child(limits, descriptors, scratch)
+            system.die_with_parent()  # no namespace would end it with a cell that is killed
+            if os.getppid() != cell:
+                os._exit(1)
+            self._child(limits, descriptors, folder)
         return child
 
-    def _child(self, limits: dict[str, Any], descriptors: list[int], scratch: str) -> NoReturn:
+    def _child(self, limits: dict[str, Any], descriptors: list[int], folder: str) -> NoReturn:
         """Never returns: whatever goes wrong, the child ends here."""
         try:
-            high = [os.dup2(descriptor, 200 + place) for place, descriptor in enumerate(descriptors)]
+            high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, len(descriptors)) for descriptor in descriptors]
             for place, descriptor in enumerate(high):
                 os.dup2(descriptor, place)
             os.closerange(len(high), 1 << 16)
             os.setsid()
-            os.chdir(scratch)
+            os.chdir(folder)
             walls = {
                 "readable": self.readable,
-                "writable": [scratch],
+                "writable": [folder, os.devnull],
                 "landlock": self.abi,
                 "alone": self.nested,
                 "overhead": self.overhead,
             }
             program.restrict(limits, walls)
-            program.run(self.path, scratch)
+            program.run(self.path, folder)
         except BaseException as error:
             message = json.dumps({"walls": f"{type(error).__name__}: {error}"[:500]})
             os.write(program.REPORT, message.encode() + b"\n")
         finally:
             os._exit(70)
 
-    def _wait(self, pid: int, limits: dict[str, Any], scratch: str | None) -> bool:
+    def _wait(self, pid: int, limits: dict[str, Any], folder: str | None) -> bool:
         """Until the child has ended, killed where the host says so; True where it filled its scratch folder."""
         full = False
         watched = os.pidfd_open(pid)
         sources: list[Any] = [self.control, watched]
         try:
             while True:
-                ready, _, _ = select.select(sources, [], [], None if scratch is None else WATCH_S)
+                ready, _, _ = select.select(sources, [], [], None if folder is None else WATCH_S)
                 if self.control in ready:
                     message = self.control.recv(16)
                     _kill(pid)
                     if not message:  # the host is gone
                         os.waitpid(pid, 0)
-                        if scratch is not None:
-                            shutil.rmtree(scratch, ignore_errors=True)
+                        if folder is not None:
+                            scratch.remove(folder)
                         os._exit(0)
                 if watched in ready:
                     return full
-                if scratch is not None and _larger(scratch, limits["scratch_mb"] << 20):
+                if folder is not None and scratch.overfull(folder, pid, limits["scratch_mb"] << 20):
                     full = True
                     _kill(pid)
         finally:
@@ -237,17 +246,3 @@ def _may_nest() -> bool:
 
 def _scratch_root(tier: str) -> str | None:
     return enclosure.SCRATCH if tier == "bubblewrap" else None
-
-
-def _larger(folder: str, most: int) -> bool:
-    """Whether what lies below a folder, with 4 kB for each entry, is more than `most` bytes."""
-    waiting = [folder]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:  # it changes while it is read
-            for entry in entries:
-                most -= 4096 + entry.stat(follow_symlinks=False).st_size
-                if most < 0:
-                    return True
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-    return False

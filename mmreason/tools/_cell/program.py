@@ -17,6 +17,7 @@ import tempfile
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mmreason.tools._cell import landlock, seccomp, system
@@ -41,18 +42,19 @@ def restrict(limits: dict[str, Any], walls: dict[str, Any]) -> None:
         resource.RLIMIT_AS: limits["memory_mb"] << 20,
         resource.RLIMIT_NOFILE: limits["open_files"],
         resource.RLIMIT_FSIZE: limits["scratch_mb"] << 20,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # 0 would still start a core_pattern program outside, as root, for every crash
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 256,
     }
     if walls["overhead"] is not None:
         bound[resource.RLIMIT_NPROC] = walls["overhead"] + limits["processes"] + limits["threads"]
-    for kind, value in bound.items():
-        resource.setrlimit(kind, (value, value))
-    seconds = max(1, math.ceil(limits["cpu_s"]))
     # The kernel never delivers SIGXCPU to the first process of a namespace; the hard limit's SIGKILL it does.
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    bound[resource.RLIMIT_CPU] = max(1, math.ceil(limits["cpu_s"]))
+    for kind, value in bound.items():
+        hard = resource.getrlimit(kind)[1]  # the host may have less itself
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (least, least))
     system.drop_capabilities()
     system.no_new_privileges()
     if walls["landlock"]:
@@ -94,9 +96,12 @@ def run(path: list[str], scratch: str) -> NoReturn:
     wire.send(walls="up")
     job = wire.receive()
     module = _clean_interpreter(path, scratch)
+    process = os.getpid()
     status = _run_program(str(job["code"]), module)
+    if os.getpid() != process:  # a process that the program forked has come to the program's end
+        _leave(status["exit"])
     _flush()
-    wire.send(**status)
+    wire.send(token=job["token"], **status)
     if job["more"] and status["status"] == "ok":
         more = wire.receive()  # sent only now, so that the program has never seen its checks
         _run_checks(wire, more, module)
@@ -162,7 +167,7 @@ def _run_checks(wire: _Wire, more: dict[str, Any], module: types.ModuleType) -> 
     if more["result"]:
         _restore_builtins(module)
         try:
-            value = str(_eval(_compile(more["result"], "<result>", "eval"), module.__dict__))
+            value = _plain(_eval(_compile(more["result"], "<result>", "eval"), module.__dict__))
             wire.send(token=token, value=value[: more["most"]])
         except BaseException as error:
             _print_error(error)
@@ -173,11 +178,21 @@ def _run_checks(wire: _Wire, more: dict[str, Any], module: types.ModuleType) -> 
 
 def describe(error: BaseException) -> str:
     """`ZeroDivisionError: division by zero`, in at most 300 characters; also for errors that can't be printed."""
+    name = _name(type(error))
     try:
-        words = str(error)
+        words = _plain(error)
     except BaseException:
         words = ""
-    return f"{type(error).__name__}: {words}"[:300].rstrip(": ")
+    return f"{name}: {words}"[:300].rstrip(": ")
+
+
+def _plain(value: object) -> str:
+    """`str(value)`, and no class of strings with methods of its own."""
+    return str.__str__(str(value))
+
+
+# A metaclass can have a `__name__` of its own; this is type's.
+_name: Callable[[type], str] = type.__dict__["__name__"].__get__
 
 
 def _print_error(error: BaseException) -> None:

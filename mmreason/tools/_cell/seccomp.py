@@ -67,13 +67,20 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "io_setup": (206, 0), "io_submit": (209, 2), "clock_settime": (227, 112), "clock_adjtime": (305, 266),
     "settimeofday": (164, 170), "adjtimex": (159, 171), "vhangup": (153, 58), "seccomp": (317, 277),
+    "prctl": (157, 167), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
+    # the machine's disks: waits for everything that any process has written
+    "sync": (162, 81), "syncfs": (306, 267),
     # memory that no limit of a process counts, and what outlives a process
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # the same objects by their numbers, which are small and need no get
+    "shmctl": (31, 195), "semctl": (66, 191), "semop": (65, 193), "semtimedop": (220, 192), "msgctl": (71, 187),
+    "msgsnd": (69, 189), "msgrcv": (70, 188),
     # sockets
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
-    # terminals
-    "ioctl": (16, 29),
+    "setsockopt": (54, 208),  # buffers of megabytes in the kernel, filters of packets
+    # devices, and flags of open files
+    "ioctl": (16, 29), "fcntl": (72, 25),
 }  # fmt: skip
 METADATA: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
@@ -81,12 +88,23 @@ METADATA: dict[str, tuple[int | None, int | None]] = {
     "fsetxattr": (190, 7), "setxattrat": (463, 463), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16), "removexattrat": (466, 466), "file_setattr": (469, 469), "utime": (132, None),
     "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
-    "inotify_init": (253, None), "inotify_init1": (294, 26),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "open": (2, None), "openat": (257, 56),
+    "openat2": (437, 437), "fallocate": (285, 47),
 }  # fmt: skip
 """What Landlock doesn't keep from files that can only be read. Refused where no read-only mounts stand before it."""
 
-_CONDITIONAL = ("prlimit64", "kill", "tgkill", "fork", "vfork", "clone", "clone3", "socketpair", "ioctl")
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_CONDITIONAL = (
+    "prlimit64", "kill", "tgkill", "fork", "vfork", "clone", "clone3", "socketpair", "ioctl", "fcntl", "prctl"
+)  # fmt: skip
+# TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. All others are refused: among them are the ones that type
+# into a terminal, list network interfaces, change the flags of files that can only be read, and send signals.
+_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# F_SETOWN, F_SETSIG and F_SETOWN_EX send any signal to any process of the same user; F_SETLEASE and F_NOTIFY hold up or
+# watch other processes' files; F_SETPIPE_SZ takes from what the user's other processes may have in pipes.
+_FCNTLS = (8, 10, 15, 1024, 1026, 1031)
+# PR_SET_PDEATHSIG, PR_SET_DUMPABLE: how a program ends with its cell, and how the cell sees what it has written.
+_PRCTLS = (1, 4)
+_O_ACCESS, _O_TRUNC = 0o3, 0o1000
 _AF_UNIX, _SOCK_STREAM = 1, 1
 
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
@@ -131,9 +149,17 @@ def rules(processes: int, own_pid: int | None) -> list[Rule]:
     found.append(Rule("prlimit64", tests=((0, whole, (0,)),)))
     # Streams only: a datagram socket could still send to a path.
     found.append(Rule("socketpair", tests=((0, whole, (_AF_UNIX,)), (1, 0xF, (_SOCK_STREAM,)))))
-    found.append(Rule("ioctl", tests=((1, whole, (_TIOCSTI, _TIOCLINUX)),), inverted=True))
+    found.append(Rule("ioctl", errno.ENOTTY, tests=((1, whole, _IOCTLS),)))
+    found.append(Rule("fcntl", tests=((1, whole, _FCNTLS),), inverted=True))
+    found.append(Rule("prctl", tests=((0, whole, _PRCTLS),), inverted=True))
     if own_pid is not None:
-        found += [Rule(name) for name in METADATA]
+        found += [Rule(name) for name in METADATA if name not in ("open", "openat", "openat2", "fallocate")]
+        # Before its third version Landlock lets a file be emptied that may only be read: not by an open for writing.
+        emptied = tuple(range(4)) + tuple(_O_TRUNC | access for access in (1, 2))
+        for place, name in ((1, "open"), (2, "openat")):
+            found.append(Rule(name, tests=((place, _O_TRUNC | _O_ACCESS, emptied),)))
+        found.append(Rule("openat2", errno.ENOSYS))  # its flags lie behind a pointer
+        found.append(Rule("fallocate", errno.EOPNOTSUPP))  # takes a disk at once, past the limit of a file's size
         found += [Rule("kill", tests=((0, whole, (own_pid, 0)),)), Rule("tgkill", tests=((0, whole, (own_pid,)),))]
     return found
 

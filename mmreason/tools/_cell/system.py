@@ -68,15 +68,17 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     checked(_libc.mount(*texts, ctypes.c_ulong(flags), data.encode() or None), f"mount {target}")
 
 
-def make_read_only(target: str) -> None:
-    """Make a bind mount and all mounts below it read-only, without devices and set-user-id programs."""
-    wanted = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+def make_read_only(target: str, *, device: bool = False) -> None:
+    """Make a bind mount and all mounts below it read-only, without set-user-id programs and, but for that of a
+    `device`, without devices. A device can still be written to; its mode, owner and times can't be changed."""
+    wanted = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | (0 if device else _MOUNT_ATTR_NODEV)
     attributes = ctypes.create_string_buffer(wanted.to_bytes(8, "little") + bytes(24), 32)
     try:
         syscall("mount_setattr", _MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, 32)
     except OSError:  # before Linux 5.12, or refused by a container's own filter: the top mount alone
         locked = os.statvfs(target).f_flag & (MS_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME | os.ST_RELATIME)
-        mount(None, target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | locked)
+        flags = MS_RDONLY | MS_NOSUID | (0 if device else MS_NODEV)
+        mount(None, target, None, MS_REMOUNT | MS_BIND | flags | locked)
 
 
 def pivot_root(new: str) -> None:

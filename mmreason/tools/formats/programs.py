@@ -45,8 +45,14 @@ class Block:
     closed: bool = True
 
 
-def parse(text: str) -> list[Block]:
-    """The blocks of a completion in order; `render` gives exactly the text back."""
+def parse(text: str, *, unlabelled: bool = False) -> list[Block]:
+    """The blocks of a completion in order; `render` gives exactly the text back.
+
+    Args:
+        text: the completion.
+        unlabelled: take blocks without any language for programs, too.
+    """
+    programs = (*_PROGRAMS, "") if unlabelled else _PROGRAMS
     blocks: list[Block] = []
     lines = _LINE.findall(text)
     held, number = 0, 0  # lines[held:number] are text that is not in a block yet
@@ -57,8 +63,8 @@ def parse(text: str) -> list[Block]:
             continue
         ticks, info = fence
         end = _closing(lines, number + 1, ticks)
-        language = info.lower()
-        if language in (*_PROGRAMS, "output"):
+        language = info.partition(" ")[0].lower()  # CommonMark: the first word; ```python title="a.py"
+        if language in (*programs, "output"):
             if held < number:
                 blocks.append(_text(lines[held:number]))
             closed = end < len(lines)
