@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,23 @@ def _source(words: list[str]) -> None:
 def _mmreason(words: list[str]) -> None:
     from mmreason.cli.main import make_parser
 
-    make_parser().parse_args(words)
+    if words[0] == "ask" and "--help" not in words:
+        ask_options(words[1:])
+    else:
+        make_parser().parse_args(words)
+
+
+def ask_options(arguments: list[str]) -> dict[str, Any]:
+    """The options with which `mmreason ask` would run. Raises ConfigError."""
+    from mmreason.cli.ask import parse_arguments
+
+    return {key: value for part in parse_arguments(arguments) for key, value in asdict(part).items()}
+
+
+def _export(words: list[str]) -> None:
+    """`export NAME=VALUE` of a variable that the code reads."""
+    (name,) = (word.partition("=")[0] for word in words)
+    assert any(name in path.read_text(encoding="utf-8") for path in (ROOT / "mmreason").rglob("*.py")), name
 
 
 def _trl(words: list[str]) -> None:
@@ -227,6 +243,7 @@ READERS: dict[str, Callable[[list[str]], None]] = {
     "sbatch": _sbatch,
     "source": _source,
     "mmreason": _mmreason,
+    "export": _export,
     "trl": _trl,
     "pip": _pip,
     ".ci/run": _ci_run,
@@ -243,6 +260,8 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
     A launch runs if it starts CPU processes and neither its model nor its data come from the hub.
     """
     words = command.words
+    if words[:2] == ["mmreason", "ask"] and "--help" not in words:
+        return None  # its server isn't there; tests/cli/test_ask.py runs it on one of its own
     if words[0] == "mmreason":
         return words
     if words[0] != "accelerate":

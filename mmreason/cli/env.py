@@ -14,7 +14,7 @@ from mmreason import __version__
 
 
 def describe_environment() -> str:
-    """Machine, versions of the packages that mmreason depends on, and the usable sampling engines and the sandbox, as text."""
+    """Machine, versions of the packages that mmreason depends on, usable sampling engines and the sandbox, as text."""
     gpus = list_gpus()
     rows = [
         ("mmreason", __version__),
