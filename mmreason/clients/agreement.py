@@ -24,6 +24,8 @@ Level = Literal["nominal", "ordinal", "interval", "ratio"]
 Weights = Literal["linear", "quadratic"]
 Ratings = Sequence[Sequence[Any]]
 Floats = NDArray[np.float64]
+Statistic = Callable[[NDArray[np.intp]], float]
+"""A figure of the items with these numbers; repeats count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,10 @@ def agreement(ratings: Ratings, level: Level = "nominal", *, resamples: int = 10
     paired = counts.sum(axis=1) >= 2
     codes, counts = codes[paired], counts[paired]
     codes = codes[:, (codes >= 0).any(axis=0)]
+    percent_of, alpha_of = _percent(counts), _alpha(counts, values, level)
     kappa_of, kind = _kappa_for(codes, counts, values, level)
 
-    def interval(statistic: Callable[[NDArray[np.intp]], float]) -> Interval:
+    def interval(statistic: Statistic) -> Interval:
         return bootstrap_interval(statistic, len(counts), resamples=resamples, seed=seed)
 
     everything = np.arange(len(counts))
@@ -96,13 +99,13 @@ def agreement(ratings: Ratings, level: Level = "nominal", *, resamples: int = 10
         items=int(paired.sum()),
         single=int((~paired).sum()),
         raters=codes.shape[1],
-        percent=_percent(counts),
+        percent=percent_of(everything),
         kappa=kappa_of(everything),
         kappa_kind=kind,
-        alpha=_alpha(counts, values, level),
-        percent_interval=interval(lambda rows: _percent(counts[rows])),
+        alpha=alpha_of(everything),
+        percent_interval=interval(percent_of),
         kappa_interval=interval(kappa_of),
-        alpha_interval=interval(lambda rows: _alpha(counts[rows], values, level)),
+        alpha_interval=interval(alpha_of),
         level=level,
     )
 
@@ -110,7 +113,7 @@ def agreement(ratings: Ratings, level: Level = "nominal", *, resamples: int = 10
 def percent_agreement(ratings: Ratings) -> float:
     """Share of agreeing pairs among all pairs of ratings of the same item, 0 to 1; nan without a pair."""
     codes, values = _encode(ratings, "nominal")
-    return _percent(_counts(codes, len(values)))
+    return _percent(_counts(codes, len(values)))(np.arange(len(codes)))
 
 
 def cohen_kappa(
@@ -170,11 +173,13 @@ def krippendorff_alpha(ratings: Ratings, level: Level = "nominal") -> float:
     Raises: DataError for values that don't fit the level; ConfigError for an unknown level.
     """
     codes, values = _encode(ratings, level)
-    return _alpha(_counts(codes, len(values)), values, level)
+    counts = _counts(codes, len(values))
+    counts = counts[counts.sum(axis=1) >= 2]
+    return _alpha(counts, values, level)(np.arange(len(counts)))
 
 
 def bootstrap_interval(
-    statistic: Callable[[NDArray[np.intp]], float],
+    statistic: Statistic,
     items: int,
     *,
     coverage: float = 0.95,
@@ -248,7 +253,7 @@ def _counts(codes: NDArray[np.intp], values: int) -> Floats:
 
 def _kappa_for(
     codes: NDArray[np.intp], counts: Floats, values: Sequence[Any], level: Level
-) -> tuple[Callable[[NDArray[np.intp]], float], Literal["cohen", "cohen quadratic", "fleiss", ""]]:
+) -> tuple[Statistic, Literal["cohen", "cohen quadratic", "fleiss", ""]]:
     """The kappa that fits the table, as a function of the drawn items, and its name."""
     if codes.shape[1] == 2:
         weights: Weights | None = None if level == "nominal" else "quadratic"
@@ -262,24 +267,36 @@ def _kappa_for(
     return lambda rows: math.nan, ""
 
 
-def _percent(counts: Floats) -> float:
+def _percent(counts: Floats) -> Statistic:
+    """Of items (items, values): agreeing pairs of ratings over all."""
     ratings = counts.sum(axis=1)
-    pairs = float((ratings * (ratings - 1)).sum())
-    return float((counts * (counts - 1)).sum()) / pairs if pairs else math.nan
+    agreeing, pairs = (counts * (counts - 1)).sum(axis=1), ratings * (ratings - 1)
+
+    def percent(rows: NDArray[np.intp]) -> float:
+        total = float(pairs[rows].sum())
+        return float(agreeing[rows].sum()) / total if total else math.nan
+
+    return percent
 
 
 def _cohen(pairs: NDArray[np.intp], places: Floats, weights: Weights | None) -> float:
-    """From codes (items, 2) and the place of each code on the scale."""
+    """From codes (items, 2) and the place of each code on the scale, ascending."""
     if not len(pairs):
         return math.nan
-    joint = np.zeros((len(places), len(places)))
-    np.add.at(joint, (pairs[:, 0], pairs[:, 1]), 1.0)
-    joint /= len(pairs)
-    expected = np.outer(joint.sum(axis=1), joint.sum(axis=0))
-    steps = np.abs(np.subtract.outer(places, places))
-    disagreement = {None: (steps > 0).astype(np.float64), "linear": steps, "quadratic": steps**2}[weights]
-    by_chance = float((disagreement * expected).sum())
-    return 1.0 - float((disagreement * joint).sum()) / by_chance if by_chance > 0 else math.nan
+    first, second = (np.bincount(pairs[:, i], minlength=len(places)) / len(pairs) for i in (0, 1))
+    if np.count_nonzero(first + second) < 2:
+        return math.nan
+    apart = np.abs(places[pairs[:, 0]] - places[pairs[:, 1]])
+    if weights is None:
+        observed, by_chance = (apart > 0).mean(), 1.0 - first @ second
+    elif weights == "linear":  # E|X - Y| = the integral of F (1 - G) + G (1 - F) over the scale
+        below, below2 = first.cumsum()[:-1], second.cumsum()[:-1]
+        observed, by_chance = apart.mean(), np.diff(places) @ (below * (1 - below2) + below2 * (1 - below))
+    else:  # E(X - Y)^2 from the first two moments, about a middle so that nothing cancels
+        centred = places - places @ (first + second) / 2
+        observed = (apart**2).mean()
+        by_chance = (first + second) @ centred**2 - 2 * (first @ centred) * (second @ centred)
+    return 1.0 - float(observed) / float(by_chance) if by_chance > 0 else math.nan
 
 
 def _fleiss(counts: Floats) -> float:
@@ -295,33 +312,42 @@ def _fleiss(counts: Floats) -> float:
     return (observed - by_chance) / (1.0 - by_chance) if np.count_nonzero(shares) > 1 else math.nan
 
 
-def _alpha(counts: Floats, values: Sequence[Any], level: Level) -> float:
-    ratings = counts.sum(axis=1)
-    counts, ratings = counts[ratings >= 2], ratings[ratings >= 2]
+def _alpha(counts: Floats, values: Sequence[Any], level: Level) -> Statistic:
+    """Of items (items, values) with two ratings and more each.
+
+    The sums over pairs of values stand in closed form, so that a resample costs items x values and not values squared.
+    """
     if not len(counts):
-        return math.nan
-    scaled = counts / (ratings - 1)[:, None]
-    coincidences = counts.T @ scaled - np.diag(scaled.sum(axis=0))
-    marginals = coincidences.sum(axis=1)
-    difference = _squared_differences(values, marginals, level)
-    by_chance = float(marginals @ difference @ marginals)
-    if by_chance <= 0:
-        return math.nan
-    return 1.0 - (float(marginals.sum()) - 1.0) * float((coincidences * difference).sum()) / by_chance
+        return lambda rows: math.nan
+    weights = 1.0 / (counts.sum(axis=1) - 1.0)
+    fixed = None if level == "ordinal" else _pair_sums(counts, counts.sum(axis=0), values, level) * weights
+
+    def alpha(rows: NDArray[np.intp]) -> float:
+        drawn = np.bincount(rows, minlength=len(counts)).astype(np.float64)
+        totals = drawn @ counts
+        by_chance = float(_pair_sums(totals, totals, values, level))
+        if np.count_nonzero(totals) < 2 or by_chance <= 0:  # rounding may leave a little more than 0 of one value
+            return math.nan
+        items = _pair_sums(counts, totals, values, level) * weights if fixed is None else fixed
+        return 1.0 - (float(totals.sum()) - 1.0) * float(drawn @ items) / by_chance
+
+    return alpha
 
 
-def _squared_differences(values: Sequence[Any], marginals: Floats, level: Level) -> Floats:
-    """d_ck of Krippendorff (2011), (values, values)."""
-    size = len(values)
+def _pair_sums(counts: Floats, totals: Floats, values: Sequence[Any], level: Level) -> Floats:
+    """sum_ck n_c n_k d_ck, d as Krippendorff (2011) defines it. counts n: (..., values), totals of all items: (values,)
+
+    The totals decide the ranks of the ordinal level, and where the middle of a scale lies.
+    """
+    size = counts.sum(axis=-1)
     if level == "nominal":
-        return 1.0 - np.eye(size)
-    if level == "ordinal":
-        # sum of n_g from c to k less half of both ends = distance between the mid-ranks of c and k.
-        middle = np.cumsum(marginals) - marginals / 2
-        return np.asarray(np.subtract.outer(middle, middle) ** 2)
-    numbers = np.array(values, dtype=np.float64)
-    gaps = np.subtract.outer(numbers, numbers)
-    if level == "interval":
-        return np.asarray(gaps**2)
-    sums = np.add.outer(numbers, numbers)
-    return np.asarray(np.divide(gaps, sums, out=np.zeros_like(gaps), where=sums != 0) ** 2)
+        return np.asarray(size**2 - (counts**2).sum(axis=-1))
+    if level == "ratio":
+        numbers = np.array(values, dtype=np.float64)
+        gaps, sums = np.subtract.outer(numbers, numbers), np.add.outer(numbers, numbers)
+        distance = np.divide(gaps, sums, out=np.zeros_like(gaps), where=sums != 0) ** 2
+        return np.asarray(((counts @ distance) * counts).sum(axis=-1))
+    # Squared distances on a line. Ordinal: sum of n_g from c to k less half of both ends, the distance of mid-ranks.
+    places = np.cumsum(totals) - totals / 2 if level == "ordinal" else np.array(values, dtype=np.float64)
+    places = places - totals @ places / totals.sum()  # about the mean, so that nothing cancels
+    return np.asarray(2 * np.maximum(size * (counts @ places**2) - (counts @ places) ** 2, 0.0))

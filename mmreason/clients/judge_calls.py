@@ -17,7 +17,7 @@ from mmreason.clients.types import Completer, EndpointError, Reply, Request
 T = TypeVar("T")
 V = TypeVar("V")
 
-_FIELD = re.compile(r"(?P<label>[^\[\]:：]+?)\s*[:：]\s*\[\[(?P<value>[^\[\]]*)\]\]")
+_FIELD = re.compile(r"(?P<label>[^\[\]:：]+)[:：]\s*\[\[(?P<value>[^\[\]]*)\]\]")
 _MARKUP = " \t*_`#>-.。"
 
 
@@ -110,7 +110,7 @@ def last_fields(text: str, labels: Sequence[str]) -> tuple[dict[str, str], str]:
     at_end = True
     for i in range(len(lines) - 1, -1, -1):
         match = _FIELD.fullmatch(lines[i].strip(_MARKUP))
-        label = wanted.get(match["label"].strip(_MARKUP).casefold()) if match else None
+        label = wanted.get(match["label"].strip().strip(_MARKUP).casefold()) if match else None
         if match and label:
             found[label].add(match["value"].strip().casefold())
             if at_end:

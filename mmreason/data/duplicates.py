@@ -141,22 +141,33 @@ def _join_minhash(
     signatures = np.zeros((len(numbers), num_perm), dtype=np.uint64)
     for row, sketch in enumerate(sketches):
         signatures[row] = sketch.hashvalues
-    known: dict[int, frozenset[Tokens]] = {}
+    ids: dict[Tokens, int] = {}
+    known: dict[int, frozenset[int]] = {}
+
+    def shingle_ids(number: int) -> frozenset[int]:
+        if number not in known:
+            known[number] = frozenset(ids.setdefault(one, len(ids)) for one in shingles(tokens[number], shingle))
+        return known[number]
+
     rows = band_rows(threshold, num_perm)
+    bands: list[Hashes] = []
     for start in range(0, num_perm - rows + 1, rows):
         keys = np.zeros(len(numbers), dtype=np.uint64)
         for column in range(start, start + rows):
             keys = keys * np.uint64(0x9E3779B97F4A7C15) + signatures[:, column]
         for left, right in _equal_pairs(keys):
-            for i, j in zip(left.tolist(), right.tolist(), strict=True):
+            new = np.ones(len(left), dtype=np.bool_)
+            for earlier in bands:  # what met in an earlier band has been compared
+                new &= earlier[left] != earlier[right]
+            for i, j in zip(left[new].tolist(), right[new].tolist(), strict=True):
                 a, b = numbers[i], numbers[j]
                 if groups.root(a) == groups.root(b):
                     continue
-                for number in (a, b):
-                    if number not in known:
-                        known[number] = shingles(tokens[number], shingle)
-                if len(known[a] & known[b]) / len(known[a] | known[b]) >= threshold:
+                one, other = shingle_ids(a), shingle_ids(b)
+                shared = len(one & other)
+                if shared / (len(one) + len(other) - shared) >= threshold:
                     groups.join(a, b)
+        bands.append(keys)
 
 
 def band_rows(threshold: float, num_perm: int) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from mmreason._values import nearest
 from mmreason.prompting.consistency import SelfConsistency
 from mmreason.prompting.decompose import LeastToMost, SkeletonOfThought
 from mmreason.prompting.rationalize import Rationalize
@@ -52,15 +52,10 @@ def load_strategy(spec: str | Mapping[str, Any]) -> Strategy:
     }
     name = spec["name"]
     if name not in STRATEGIES:
-        raise ConfigError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}.{_near(name, STRATEGIES)}")
+        raise ConfigError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}{nearest(name, STRATEGIES)}")
     known = [each.name for each in fields(STRATEGIES[name])]
     for key in params:
         if key not in known:
             has = ", ".join(known)
-            raise ConfigError(f"strategy {name!r} has no parameter {key!r}; it has: {has}.{_near(str(key), known)}")
+            raise ConfigError(f"strategy {name!r} has no parameter {key!r}; it has: {has}{nearest(str(key), known)}")
     return STRATEGIES[name](**params)
-
-
-def _near(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f" Did you mean {close[0]!r}?" if close else ""

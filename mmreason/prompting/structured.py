@@ -24,7 +24,7 @@ DEFAULT_SCHEMA: dict[str, Any] = {
 }
 """Reasoning stands first: what is written before the answer can still change it."""
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", re.S)
+_FENCE = re.compile(r"\s*```(?:json)?[^\S\n]*\n(.*)```\s*", re.S)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import combinations
 
 import numpy as np
@@ -233,6 +234,19 @@ def test_resamples_without_a_value_are_counted():
     interval = bootstrap_interval(lambda rows: math.nan if rows[0] == 0 else 1.0, 2, resamples=200)
     assert (interval.low, interval.high) == (1.0, 1.0)
     assert 60 < interval.undefined < 140
+
+
+@pytest.mark.parametrize("level", ["ordinal", "interval"])
+def test_many_different_values_take_no_time(level):
+    """Ratings on a continuous scale: as many values as ratings."""
+    rng = np.random.default_rng(3)
+    rows = rng.normal(1e6, 1.0, size=(400, 2))
+    start = time.perf_counter()
+    figures = agreement(rows.tolist(), level)
+    assert time.perf_counter() - start < 10
+    if level == "interval":  # far from 0, where sums of squares cancel: the literal definition on shifted numbers
+        shifted = krippendorff_alpha((rows - 1e6).tolist(), "interval")
+        assert figures.alpha == pytest.approx(shifted, abs=1e-6)
 
 
 def test_all_figures_of_two_raters_and_of_many():

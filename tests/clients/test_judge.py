@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import jsonschema
 import pytest
@@ -169,6 +170,15 @@ def test_the_text_form_reads_the_last_lines():
 )
 def test_text_that_has_no_clear_rating_is_unreadable(text, reason):
     assert score(lambda request: text, settings=TEXT).unreadable == {reason: 10}
+
+
+def test_a_degenerate_answer_is_read_quickly():
+    start = time.perf_counter()
+    for text in ("Rating" + " " * 50_000 + "x", "[[" * 20_000, "Rating: " * 10_000):
+        with pytest.raises(UnreadableError):
+            last_fields(text, ["Rating"])
+    assert time.perf_counter() - start < 1
+    assert last_fields("Rating \u3000: [[7]]", ["Rating"])[0] == {"Rating": "7"}
 
 
 def test_thoughts_are_no_answer():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -233,6 +234,15 @@ def test_texts_that_are_none() -> None:
 def test_many_copies_take_no_time(method: Any) -> None:
     """Ten thousand copies are one text to compare."""
     assert find_duplicates(["Copy this, please!", "copy this please"] * 5000, method) == [tuple(range(10_000))]
+
+
+def test_pairs_just_below_the_threshold_are_compared_once() -> None:
+    """Texts of one template meet in most bands, and none of their pairs is joined."""
+    words = " ".join(f"w{i}" for i in range(55))
+    texts = [f"{words} x{i} y{i}" for i in range(1000)]
+    start = time.perf_counter()
+    assert find_duplicates(texts, "minhash", threshold=0.97) == []
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(

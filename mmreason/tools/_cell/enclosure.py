@@ -130,11 +130,16 @@ def _make_root(sources: dict[str, str], base: str) -> None:
     system.mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
+def protect_devices() -> None:
+    """In bubblewrap, which mounts them writable: where root started it they are a program's own. Raises OSError."""
+    system.unshare(system.CLONE_NEWNS)
+    for path in DEVICES:
+        system.make_read_only(path, device=True)
+
+
 def seclude(scratch_mb: int) -> None:
     """A process namespace for the next child, and an empty scratch folder that ends with it. Raises OSError."""
     system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
-    for path in DEVICES:  # bubblewrap leaves them writable: where root started it they are the program's own
-        system.make_read_only(path, device=True)
     files = 64 * max(1, scratch_mb)
     data = f"size={scratch_mb}m,nr_inodes={files},mode=0700"
     system.mount("tmpfs", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)

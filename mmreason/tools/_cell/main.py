@@ -68,6 +68,8 @@ class _Cell:
             self.overhead = 3
         elif self.tier == "bubblewrap":
             self.nested = _may_nest()
+            if self.nested:
+                enclosure.protect_devices()
             self.overhead = None if options["root"] else 4
             if not self.nested and self.abi == 0:
                 raise OSError("no namespaces inside bubblewrap and no Landlock: programs could read each other's files")

@@ -94,7 +94,8 @@ METADATA: dict[str, tuple[int | None, int | None]] = {
 """What Landlock doesn't keep from files that can only be read. Refused where no read-only mounts stand before it."""
 
 _CONDITIONAL = (
-    "prlimit64", "kill", "tgkill", "fork", "vfork", "clone", "clone3", "socketpair", "ioctl", "fcntl", "prctl"
+    "prlimit64", "kill", "tgkill", "fork", "vfork", "clone", "clone3", "socketpair", "ioctl", "fcntl", "prctl",
+    "open", "openat", "openat2", "fallocate",
 )  # fmt: skip
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. All others are refused: among them are the ones that type
 # into a terminal, list network interfaces, change the flags of files that can only be read, and send signals.
@@ -153,7 +154,7 @@ def rules(processes: int, own_pid: int | None) -> list[Rule]:
     found.append(Rule("fcntl", tests=((1, whole, _FCNTLS),), inverted=True))
     found.append(Rule("prctl", tests=((0, whole, _PRCTLS),), inverted=True))
     if own_pid is not None:
-        found += [Rule(name) for name in METADATA if name not in ("open", "openat", "openat2", "fallocate")]
+        found += [Rule(name) for name in METADATA if name not in _CONDITIONAL]
         # Before its third version Landlock lets a file be emptied that may only be read: not by an open for writing.
         emptied = tuple(range(4)) + tuple(_O_TRUNC | access for access in (1, 2))
         for place, name in ((1, "open"), (2, "openat")):
