@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mmreason._files import write_whole
 from mmreason.cli.env import list_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,15 +82,7 @@ def save_rows(path: Path, rows: Sequence[Row], part: Sequence[str]) -> None:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, atomically: a broken run leaves the earlier one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text.getvalue())
 
 
 def provenance_columns() -> tuple[str, ...]:

@@ -27,8 +27,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows, write_text
+from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows
 from data_builders import word_problems
+from mmreason._files import write_whole
 
 OUTPUTS = ROOT / "outputs" / "demo_learning"
 RECIPE = ROOT / "recipes" / "grpo_math.py"
@@ -91,7 +92,7 @@ def ensure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     elif record["finished"]:
         print(f"{run.name}: finished before, at commit {record['commit']}")
         return record
-    write_text(path, json.dumps(record))  # now, so that a run that is killed can be continued
+    write_whole(path, json.dumps(record))  # now, so that a run that is killed can be continued
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu.yaml")]
     started, steps = time.perf_counter(), options["max_steps"]
     try:
@@ -99,7 +100,7 @@ def ensure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         record["seconds"] += time.perf_counter() - started
         record["finished"] = is_finished(run, steps)
-        write_text(path, json.dumps(record))
+        write_whole(path, json.dumps(record))
     if status != 0 or not record["finished"]:
         log = OUTPUTS / f"{run.name}.log"
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows, write_text
+from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows
 from data_builders.word_problems import VERSION
+from mmreason._files import write_whole
 
 RUN = ROOT / "outputs" / "warm_start"
 SHIPPED = ROOT / "recipes" / "warm_start"
@@ -125,7 +126,7 @@ def publish(note: str) -> None:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "evaluation": json.loads((RUN / "evaluation.json").read_text(encoding="utf-8"))["after"],
     } | provenance(int(chosen["seed"]), PACKAGES)
-    write_text(new / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_whole(new / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     card = CARD.format(
         parameters=model.num_parameters() / 1e6,
         layers=model.config.num_hidden_layers,
@@ -134,7 +135,7 @@ def publish(note: str) -> None:
         bare=100 * chosen["word_problems"]["bare_share"],
         note=f"\n{note}\n" if note else "",
     )
-    write_text(new / "README.md", card)
+    write_whole(new / "README.md", card)
     shutil.rmtree(SHIPPED, ignore_errors=True)
     new.replace(SHIPPED)
     print(f"published to {SHIPPED}: {len(weights):,} bytes of weights")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmreason._files import write_whole
 from mmreason.types import Example
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def write_set(
         "files": files,
         "versions": _versions(),
     }
-    _replace(out / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8"))
+    write_whole(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
@@ -88,19 +88,7 @@ def _write_parquet(dataset: Dataset, path: Path) -> None:
     finally:
         if bars_were_on:
             datasets.enable_progress_bars()
-    _replace(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, flush it to the disk, move it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, buffer.getbuffer())
 
 
 def _versions() -> dict[str, str]:

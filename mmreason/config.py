@@ -27,7 +27,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import textwrap
 import typing
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from typing import Any, NoReturn, TypeVar, overload
 
 import yaml
 
+from mmreason._files import write_whole
 from mmreason._values import (
     NONE,
     TAG,
@@ -174,22 +174,8 @@ def save_config(cfg: Any, path: str | os.PathLike[str], header: str | None = Non
         OSError: the folder can't be written to, or the disk is full; an earlier file stays as it was.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"# {line}\n" for line in (header or "").splitlines()) + to_yaml(cfg)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a private file; a config is as readable as any file that its owner writes.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(target, text)
 
 
 def run_as_script(main: Callable[[], None]) -> None:

@@ -7,16 +7,14 @@ Exit status: 0 every request has a reply; 1 some failed, counted by kind and nam
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from mmreason._files import whole_file
 from mmreason.clients.prices import format_dollars, require_price
 from mmreason.clients.settings import EndpointConfig, LedgerConfig
 from mmreason.clients.types import Request
@@ -254,35 +252,17 @@ async def _write(out: Path, outcomes: AsyncGenerator[Outcome, None]) -> int:
     from mmreason.clients.run import Tally
 
     tally, named = Tally(), dict[str, list[str]]()
-    with _whole_file(out) as file:
+    with whole_file(out) as file:
         async for outcome in outcomes:
             tally.add(outcome)
             if outcome.error is not None:
                 named.setdefault(outcome.error.kind, []).append(f"{outcome.request.id}: {outcome.error}")
-            file.write(json.dumps(reply_row(outcome), ensure_ascii=False) + "\n")
+            file.write(json.dumps(reply_row(outcome), ensure_ascii=False).encode() + b"\n")
     for kind, failures in named.items():
         more = f"\n  and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
         _say(f"{kind}: {len(failures)} failed\n" + "\n".join(f"  {line}" for line in failures[:NAMED]) + more)
     _say(f"{tally.describe()}; written to {out}")
     return _status(tally)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
-    """A file that takes `path`'s place once the block is through, and leaves nothing where it isn't."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def reply_row(outcome: Outcome) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class CommitteeVerdicts:
     usage: Usage
 
 
-class Committee:
+class JudgeCommittee:
     """Judges that see the same items, each with its own settings and concurrency, all at the same time.
 
     Args:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from mmreason._files import write_whole
 from mmreason.clients.agreement import Agreement, Level, agreement
 from mmreason.clients.judge_committee import majority
 from mmreason.clients.judge_prompts import question_text
@@ -294,10 +294,4 @@ def _write(path: Path, text: str) -> None:
         data = text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{path}: a text has a lone surrogate at {error.object[error.start : error.end]!r}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, data)

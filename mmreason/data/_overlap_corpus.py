@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
 from collections import Counter
 from collections.abc import Container, Iterable
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmreason._files import write_whole
 from mmreason.data._overlap_rows import EvalItem
 from mmreason.data._overlap_whole import WholeItem
 from mmreason.data._words import BREAK, is_ideograph, signed_words, words
@@ -147,13 +147,10 @@ class Corpus:
         arrays = {name: np.array(getattr(self, name)) for name in _ARRAYS}
         arrays["text"] = np.frombuffer(json.dumps(text).encode(), dtype=np.uint8)
         about = {"n": self.n, "sha256": _digest(self.n, arrays)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(save(arrays, {_FORMAT: json.dumps(about)}))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            write_whole(path, save(arrays, {_FORMAT: json.dumps(about)}))
+        except OSError as error:
+            raise DataError(f"the index can't be written to {path}: {error}", path=path) from error
 
     @classmethod
     def load(cls, path: Path) -> Corpus:

@@ -1,4 +1,4 @@
-"""Names -> strategies, for YAML: `react`, or `{name: self_consistency, k: 8, lang: zh}`."""
+"""Names -> strategies, for YAML: `react`, or `{name: self_consistency, k: 8, language: zh}`."""
 
 from __future__ import annotations
 

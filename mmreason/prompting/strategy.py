@@ -26,13 +26,13 @@ class Strategy(ABC):
     """A way to solve a problem. Subclasses are frozen dataclasses too: their fields are their parameters.
 
     Attributes:
-        lang: language of the prompts.
+        language: language of the prompts.
         temperature, max_tokens: of every call that the strategy doesn't set otherwise; None leaves them to the sampler.
 
     Raises: ConfigError for a value of the wrong type or out of range.
     """
 
-    lang: Lang = "en"
+    language: Lang = "en"
     temperature: float | None = at_least(0, None)
     max_tokens: int | None = at_least(1, None)
 
@@ -57,7 +57,7 @@ class Strategy(ABC):
     @property
     def texts(self) -> Texts:
         """The prompts in the strategy's language."""
-        return TEXTS[self.lang]
+        return TEXTS[self.language]
 
 
 def _in_words(wanted: Any) -> str:

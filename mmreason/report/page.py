@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmreason import __version__
+from mmreason._files import write_whole
 from mmreason.report.data import Limits, RunData
 from mmreason.report.payload import answers_data, browser_data, page_data
 from mmreason.report.rollouts import RolloutReader
@@ -88,15 +89,8 @@ class Report:
     def publish(self, reload_seconds: float | None = None) -> int:
         """Write the page from what was read last, atomically; returns its size in bytes."""
         page = render(self.runs, self.limits, reload_seconds).encode("utf-8")
-        temporary = self.out.with_name(self.out.name + ".tmp")
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(page)
-                temporary.replace(self.out)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            write_whole(self.out, page)
         except OSError as error:
             raise MMReasonError(
                 f"the report {self.out} can't be written ({error}); choose another file with --out"

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mmreason._files import write_whole
 from mmreason.types import MMReasonError
 
 
@@ -68,13 +69,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_suffix(".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-        pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(path)
+        buffer = pa.BufferOutputStream()  # pyarrow's writer aborts the process when the disk under its file is full
+        pq.write_table(table, buffer, compression="zstd")
+        write_whole(path, buffer.getvalue())
     except OSError as error:
         raise MMReasonError(f"{path} can't be written ({error}); the checkpoints are untouched") from error
 

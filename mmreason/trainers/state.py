@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mmreason._files import write_whole
 from mmreason.config import save_config
 from mmreason.trainers.distributed import DataParallel
 from mmreason.types import ConfigError, MMReasonError
@@ -54,9 +55,7 @@ class RunState:
 
 def write_json(path: Path, value: Any) -> None:
     """Write atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _fsync(path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mmreason.clients.agreement import krippendorff_alpha
 from mmreason.clients.judge import Judge
-from mmreason.clients.judge_committee import Committee, majority
+from mmreason.clients.judge_committee import JudgeCommittee, majority
 from mmreason.clients.judge_prompts import CRITERIA
 from mmreason.clients.judge_types import PairItem, RubricItem
 from mmreason.clients.types import EndpointError
@@ -28,7 +28,7 @@ def prefers_shorter(request):
 def test_the_majority_decides_and_each_judge_keeps_its_verdict():
     judges = [Judge(Scripted(rule), name=name) for name, rule in
               {"long": prefers_longer, "long too": prefers_longer, "first": prefers_first}.items()]  # fmt: skip
-    report = asyncio.run(Committee(judges).compare(PAIRS))
+    report = asyncio.run(JudgeCommittee(judges).compare(PAIRS))
     assert [result.verdict for result in report.results] == ["B"] * 5 + ["A"] * 5
     assert report.results[0].by_judge == {"long": "B", "long too": "B", "first": "tie"}
     assert report.reports["first"].position_bias.rate == 1.0 and report.reports["long"].position_bias.rate == 0.0
@@ -40,7 +40,7 @@ def test_the_majority_decides_and_each_judge_keeps_its_verdict():
 
 def test_judges_that_contradict_each_other_give_a_tie():
     judges = [Judge(Scripted(prefers_longer), name="long"), Judge(Scripted(prefers_shorter), name="short")]
-    report = asyncio.run(Committee(judges).compare(PAIRS))
+    report = asyncio.run(JudgeCommittee(judges).compare(PAIRS))
     assert {result.verdict for result in report.results} == {"tie"}
     assert report.agreement.percent == 0.0
 
@@ -61,21 +61,21 @@ def test_scores_are_means_over_the_judges_that_could_be_read():
     judges = [Judge(Scripted(lambda request: {"explanation": "", "correctness": 5}), name="five"),
               Judge(Scripted(half_broken), name="eight"),
               Judge(Scripted(lambda request: "garbage"), name="broken")]  # fmt: skip
-    report = asyncio.run(Committee(judges).score(ANSWERS, [CRITERION]))
+    report = asyncio.run(JudgeCommittee(judges).score(ANSWERS, [CRITERION]))
     assert report.results[0].scores == {"correctness": 6.5}
     assert report.results[0].by_judge == {"five": {"correctness": 5}, "eight": {"correctness": 8}, "broken": None}
     assert report.results[1].scores is None  # one of three is below the quorum of two
     assert report.reports["broken"].unreadable == {"no_json": 6} and report.reports["eight"].errors == {"server": 1}
     assert (report.agreement["correctness"].items, report.agreement["correctness"].single) == (5, 1)
-    lenient = asyncio.run(Committee(judges, quorum=1).score(ANSWERS, [CRITERION]))
+    lenient = asyncio.run(JudgeCommittee(judges, quorum=1).score(ANSWERS, [CRITERION]))
     assert lenient.results[1].scores == {"correctness": 5.0}
 
 
 def test_wrong_committees_are_refused():
     judge = Judge(Scripted(prefers_first), name="x")
     with pytest.raises(ConfigError, match="two or more"):
-        Committee([judge])
+        JudgeCommittee([judge])
     with pytest.raises(ConfigError, match="'x' stands twice"):
-        Committee([judge, judge])
+        JudgeCommittee([judge, judge])
     with pytest.raises(ConfigError, match="quorum 3 of 2"):
-        Committee([judge, Judge(Scripted(prefers_first), name="y")], quorum=3)
+        JudgeCommittee([judge, Judge(Scripted(prefers_first), name="y")], quorum=3)

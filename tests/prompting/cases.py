@@ -306,7 +306,7 @@ def _chinese() -> list[Case]:
 CASES = {("en", case.name): case for case in _english()}
 for case in _chinese():
     CASES["zh", case.name] = Case(
-        case.name, case.spec | {"lang": "zh"}, case.problem, case.script, case.answer, case.counts
+        case.name, case.spec | {"language": "zh"}, case.problem, case.script, case.answer, case.counts
     )
 
 
@@ -335,11 +335,11 @@ def _reply(completion: Completion) -> str:
     return "\n".join(filter(None, [completion.text, repr(completion.tool_calls) if completion.tool_calls else ""]))
 
 
-def recording(lang: str, name: str) -> Path:
-    return FOLDER / lang / f"{name}.txt"
+def recording(language: str, name: str) -> Path:
+    return FOLDER / language / f"{name}.txt"
 
 
 if __name__ == "__main__":
-    for (lang, name), case in CASES.items():
-        recording(lang, name).parent.mkdir(parents=True, exist_ok=True)
-        recording(lang, name).write_text(written(case.run()[0]), encoding="utf-8")
+    for (language, name), case in CASES.items():
+        recording(language, name).parent.mkdir(parents=True, exist_ok=True)
+        recording(language, name).write_text(written(case.run()[0]), encoding="utf-8")

@@ -32,8 +32,8 @@ def run(spec: Any, script: Any, problem: Problem = BUS) -> Outcome:
 
 
 def test_yaml() -> None:
-    strategy = load_strategy(yaml.safe_load("{name: self_consistency, k: 8, lang: zh, temperature: 1}"))
-    assert dataclasses.asdict(strategy) == {"lang": "zh", "temperature": 1, "max_tokens": None, "k": 8}
+    strategy = load_strategy(yaml.safe_load("{name: self_consistency, k: 8, language: zh, temperature: 1}"))
+    assert dataclasses.asdict(strategy) == {"language": "zh", "temperature": 1, "max_tokens": None, "k": 8}
     assert load_strategy("direct") == STRATEGIES["direct"]()
 
 
@@ -41,10 +41,10 @@ def test_yaml() -> None:
 def test_they_are_frozen_and_documented(name: str) -> None:
     strategy = load_strategy(name)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        strategy.lang = "zh"  # type: ignore[misc]
+        strategy.language = "zh"  # type: ignore[misc]
     doc = type(strategy).__doc__ or ""
     for each in dataclasses.fields(strategy):
-        assert each.name in ("lang", "temperature", "max_tokens") or each.name in doc, each.name
+        assert each.name in ("language", "temperature", "max_tokens") or each.name in doc, each.name
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_they_are_frozen_and_documented(name: str) -> None:
         ("zzz", "unknown strategy 'zzz'; known: direct, role"),
         ({"k": 3}, "a mapping with 'name'"),
         (None, "a mapping with 'name'"),
-        ({"name": "self_consistency", "n": 3}, "no parameter 'n'; it has: lang, temperature, max_tokens, k"),
+        ({"name": "self_consistency", "n": 3}, "no parameter 'n'; it has: language, temperature, max_tokens, k"),
         ({"name": "tree_of_thoughts", "beams": 3}, "no parameter 'beams'.*did you mean beam"),
         ({"name": "self_consistency", "k": "8"}, "SelfConsistency, k: expected whole number, got '8'"),
         ({"name": "self_consistency", "k": True}, "expected whole number, got True"),
@@ -62,7 +62,7 @@ def test_they_are_frozen_and_documented(name: str) -> None:
         ({"name": "direct", "temperature": -0.1}, "temperature: must be at least 0, got -0.1"),
         ({"name": "direct", "max_tokens": 0}, "max_tokens: must be at least 1"),
         ({"name": "direct", "temperature": float("nan")}, "temperature: must be at least 0, got nan"),
-        ({"name": "direct", "lang": "zhs"}, "lang: expected {en,zh}, got 'zhs' \\(did you mean zh\\?\\)"),
+        ({"name": "direct", "language": "zhs"}, "language: expected {en,zh}, got 'zhs' \\(did you mean zh\\?\\)"),
         ({"name": "zero_shot_cot", "stages": 3}, "stages: expected \\{1,2\\}, got 3"),
         ({"name": "zero_shot_cot", "stages": True}, "stages: expected \\{1,2\\}, got True"),
         ({"name": "react", "tools": "calculator"}, "tools: expected list, got 'calculator'"),

@@ -14,25 +14,25 @@ from tests.prompting.scripted import Scripted, text_of
 
 
 def test_every_strategy_is_recorded_in_both_languages() -> None:
-    for lang in ("en", "zh"):
-        assert {case.spec["name"] for (spoken, _), case in CASES.items() if spoken == lang} == set(STRATEGIES)
+    for language in ("en", "zh"):
+        assert {case.spec["name"] for (spoken, _), case in CASES.items() if spoken == language} == set(STRATEGIES)
     assert {recording(*key) for key in CASES} == set(FOLDER.glob("*/*.txt"))
 
 
-@pytest.mark.parametrize(("lang", "name"), CASES)
-def test_transcript(lang: str, name: str) -> None:
+@pytest.mark.parametrize(("language", "name"), CASES)
+def test_transcript(language: str, name: str) -> None:
     """The recordings were read by a person; `python -m tests.prompting.cases` writes them anew."""
-    case = CASES[lang, name]
+    case = CASES[language, name]
     outcome, model = case.run()
-    assert written(outcome) == recording(lang, name).read_text(encoding="utf-8")
+    assert written(outcome) == recording(language, name).read_text(encoding="utf-8")
     assert (outcome.answer, dict(outcome.counts), outcome.error) == (case.answer, case.counts, None)
     assert outcome.calls == len(case.script) == len(outcome.transcript)
     assert [list(call.messages) for call in outcome.transcript] == [asked["messages"] for asked in model.asked]
 
 
-@pytest.mark.parametrize(("lang", "name"), CASES)
-def test_counts_and_images(lang: str, name: str) -> None:
-    case = CASES[lang, name]
+@pytest.mark.parametrize(("language", "name"), CASES)
+def test_counts_and_images(language: str, name: str) -> None:
+    case = CASES[language, name]
     outcome, model = case.run()
     drawn = [reply for entry in case.script for reply in (entry if isinstance(entry, list) else [entry])]
     assert outcome.completions == len(drawn)
@@ -69,8 +69,8 @@ def test_paper_prompts_stand_as_published() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("lang", ["en", "zh"])
-def test_images_reach_every_call(name: str, lang: str) -> None:
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_images_reach_every_call(name: str, language: str) -> None:
     """Interleaved image parts stay where they are, with the images untouched, in the first user turn of each call."""
     images = (object(), object())
     question = ({"type": "text", "text": "Is "}, {"type": "image"}, {"type": "text", "text": " = "}, {"type": "image"})
@@ -80,7 +80,7 @@ def test_images_reach_every_call(name: str, lang: str) -> None:
         return "1. one step\n2. two steps"
 
     model = Scripted(reply)
-    outcome = asyncio.run(solve(load_strategy({"name": name, "lang": lang}), problem, model))
+    outcome = asyncio.run(solve(load_strategy({"name": name, "language": language}), problem, model))
     assert outcome.calls >= 1
     for asked in model.asked:
         assert [id(image) for image in asked["images"]] == [id(image) for image in images]

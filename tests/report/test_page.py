@@ -228,11 +228,12 @@ def test_output_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_last_report(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.html"
     out.write_text("the last one")
-    (tmp_path / "x.html.tmp").symlink_to("/dev/full")
+    temporary = tmp_path / f".x.html.{os.getpid()}.tmp"
+    temporary.symlink_to("/dev/full")
     with pytest.raises(MMReasonError, match="No space left on device"):
         write_report([run], out)
     assert out.read_text() == "the last one"
-    assert not (tmp_path / "x.html.tmp").is_symlink()
+    assert not temporary.is_symlink()
 
 
 # ---- look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -196,6 +197,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(MMReasonError, match=r"step-000000-held_out\.parquet can't be written"):
         make(Run(), tmp_path).run("before")
     (tmp_path / "evaluations").unlink()
-    (tmp_path / "evaluation.json.tmp").mkdir()
+    (tmp_path / f".evaluation.json.{os.getpid()}.tmp").mkdir()
     with pytest.raises(MMReasonError, match=r"evaluation\.json can't be written .* checkpoints are untouched"):
         make(Run(), tmp_path).run("before")
