@@ -32,6 +32,7 @@ BROUGHT_ALONG = {
     "tokenizers": "transformers",
     "sympy": "math-verify",
     "latex2sympy2_extended": "math-verify",
+    "referencing": "jsonschema",
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmreason._json import strict_json
+from mmreason._schemas import dangling_reference, validator
 from mmreason.types import ConfigError
 
 _RANGES = (
@@ -42,16 +43,17 @@ def _check(text: str) -> None:
     schema = json.loads(text)
     if not isinstance(schema, dict):
         raise ConfigError("json_schema must be a JSON object")
-    validator = _validator(schema)
     from jsonschema.exceptions import SchemaError
 
     try:
-        validator.check_schema(schema)
+        validator(schema).check_schema(schema)
     except SchemaError as error:
         raise ConfigError(f"json_schema is not a valid JSON schema: {error.json_path}: {error.message}") from None
     except RecursionError:
         raise ConfigError("json_schema is nested too deeply") from None
-    _check_references(schema, schema)
+    reference = dangling_reference(schema)
+    if reference is not None:
+        raise ConfigError(f"json_schema refers to {reference!r}, which isn't in it (nothing is fetched)")
     contradiction = _contradiction(schema, "$")
     if contradiction:
         raise ConfigError(f"no JSON can fit the json_schema: {contradiction}")
@@ -70,42 +72,12 @@ def parse_fitting(text: str, schema: Mapping[str, Any]) -> Any:
     except ValueError as error:
         raise SchemaMismatchError(f"the text is not JSON ({str(error)[:120]})") from None
     try:
-        misfit = best_match(_validator(schema).iter_errors(value))
+        misfit = best_match(validator(schema).iter_errors(value))
     except RecursionError:
         raise SchemaMismatchError("the JSON is nested too deeply to be checked") from None
     if misfit is not None:
         raise SchemaMismatchError(f"the JSON doesn't fit the schema: {misfit.json_path}: {misfit.message[:200]}")
     return value
-
-
-def _validator(schema: Mapping[str, Any]) -> Any:
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from referencing import Registry
-
-    # Its own registry would fetch remote references from the network.
-    return validator_for(schema, default=Draft202012Validator)(dict(schema), registry=Registry())
-
-
-def _check_references(node: Any, root: Mapping[str, Any]) -> None:
-    if isinstance(node, list):
-        for item in node:
-            _check_references(item, root)
-    elif isinstance(node, Mapping):
-        target = node.get("$ref")
-        if isinstance(target, str) and not _resolves(target, root):
-            raise ConfigError(f"json_schema refers to {target!r}, which isn't in it (nothing is fetched)")
-        for value in node.values():
-            _check_references(value, root)
-
-
-def _resolves(target: str, root: Mapping[str, Any]) -> bool:
-    from referencing.exceptions import Unresolvable
-
-    try:
-        _validator(root)._resolver.lookup(target)
-    except Unresolvable:
-        return False
-    return True
 
 
 def _contradiction(schema: Any, path: str) -> str | None:
@@ -135,7 +107,7 @@ def _unfit_constant(schema: Mapping[str, Any], path: str) -> str | None:
     if values is None:
         return None
     rest = {key: value for key, value in schema.items() if key not in ("$ref", "$dynamicRef")}
-    if any(_validator(rest).is_valid(value) for value in values):
+    if any(validator(rest).is_valid(value) for value in values):
         return None
     return f"{path} allows only {json.dumps(values)[:100]}, which its other keywords forbid"
 

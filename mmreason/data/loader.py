@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from mmreason._functions import did_you_mean
 from mmreason.data.formats import FORMATS, REASONS, Format, Row, RowError, detect_format
 from mmreason.data.formats import generic as generic_format
 from mmreason.data.prompts import DEFAULT_CHAT_TEMPLATE, DEFAULT_PLAIN_TEMPLATE, build_prompt, resolve_template
@@ -181,8 +182,7 @@ def _check_arguments(
 
 
 def _unknown(what: str, value: str, known: Sequence[str]) -> None:
-    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(str(value), known)
     raise ConfigError(f"unknown {what} {value!r}; known: {', '.join(known)}.{hint}")
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from mmreason._functions import did_you_mean, find_object
 from mmreason.rewards.accuracy import accuracy_reward, partial_credit_reward, strict_accuracy_reward
 from mmreason.rewards.code import code_reward
 from mmreason.rewards.format import format_reward, tag_count_reward
@@ -88,11 +84,8 @@ def _load(entry: str | Mapping[str, Any] | RewardFunc) -> RewardFunc:
     known = _parameters(func)
     for name in params:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"reward {label!r} has no parameter {name!r}; it has: {', '.join(known) or 'none'}.{hint}"
-            )
+            has = ", ".join(known) or "none"
+            raise ConfigError(f"reward {label!r} has no parameter {name!r}; it has: {has}.{did_you_mean(name, known)}")
     name = str(alias or getattr(func, "__name__", type(func).__name__))
     if any(func is builtin for builtin in REWARDS.values()):
         # Fixed even where they are defaults: a dataset column called "style" must not become a parameter.
@@ -152,50 +145,7 @@ def _find(entry: Any) -> RewardFunc:
         return entry
     if not isinstance(entry, str) or not entry.strip():
         raise ConfigError(f"a reward is a name, a mapping with 'name', or a function, not {entry!r}")
-    location, _, attribute = entry.rpartition(":")
-    if location:
-        module = _module_of_file(Path(location).expanduser()) if location.endswith(".py") else _module(location, entry)
-    else:
-        location, _, attribute = entry.rpartition(".")
-        if not location or location.startswith("."):
-            close = difflib.get_close_matches(entry, REWARDS, n=1, cutoff=0.4)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"unknown reward {entry!r}; known: {', '.join(REWARDS)}, or my_package.module.function, "
-                f"or path/to/file.py:function.{hint}"
-            )
-        module = _module(location, entry)
-    found = getattr(module, attribute, None)
+    found = find_object(entry, "reward", REWARDS)
     if not callable(found):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        close = difflib.get_close_matches(attribute, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"reward {entry!r}: {location} has no function {attribute!r}.{hint}")
+        raise ConfigError(f"reward {entry!r} is no function but {found!r:.100}")
     return found
-
-
-def _module(name: str, entry: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a user's module may fail at import in any way; say which reward wanted it
-        raise ConfigError(f"reward {entry!r}: can't import {name}: {type(error).__name__}: {error}") from error
-
-
-def _module_of_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"reward file {path} does not exist")
-    # Registered under a name of its own, so that functions of the file can be pickled for worker processes.
-    name = "mmreason_user_rewards_" + "".join(c if c.isalnum() else "_" for c in str(path.resolve()))
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"reward file {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # as in _module
-        del sys.modules[name]
-        raise ConfigError(f"reward file {path} can't be loaded: {type(error).__name__}: {error}") from error
-    return module

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import difflib
 import functools
 import json
 import math
@@ -33,6 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from mmreason._functions import did_you_mean
 from mmreason.tools.sandbox import Job, Limits, Run, Sandbox, shared_sandbox
 from mmreason.types import DataError
 
@@ -145,8 +145,7 @@ def parse_tests(value: Mapping[str, Any] | str, row: str | None = None) -> CodeT
     keys, parser = _PARSERS[kind]
     for key in cell:
         if key not in keys:
-            close = difflib.get_close_matches(str(key), keys, n=1, cutoff=0.4)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(key), keys)
             raise _bad(row, f"the kind {kind!r} has no key {key!r}; it has: {', '.join(keys)}.{hint}")
     try:
         return parser(cell)

@@ -1,13 +1,12 @@
-"""Names -> tools, for YAML: registry names, dotted paths, each with parameters where wanted."""
+"""Names -> tools, for YAML: registry names, dotted paths, files, each with parameters where wanted."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mmreason._values import nearest
+from mmreason._functions import did_you_mean, find_object
 from mmreason.tools.calculator import Calculator
 from mmreason.tools.functions import function_tool
 from mmreason.tools.python import PythonTool
@@ -29,8 +28,8 @@ def load_tools(entries: Sequence[str | Mapping[str, Any] | Tool | Callable[..., 
     """Tools in the given order.
 
     Args:
-        entries: each a key of TOOLS, a dotted path "my_package.module.function" of a typed function or of a tool, such
-            an object itself, or a mapping {"name": a key of TOOLS or a dotted path of a class, **parameters}.
+        entries: each a key of TOOLS, a dotted path "my_package.module.name" or a file "path/to/file.py:name" of a typed
+            function or of a tool, such an object itself, or a mapping {"name": one of those, **parameters}.
 
     Raises: ConfigError for an unknown name (with the nearest match) and for an unknown, missing or wrong parameter;
         what the tool's class raises, such as a DataError for its files.
@@ -66,7 +65,7 @@ def _construct(cls: Any, params: Mapping[str, Any], label: str) -> Tool:
     for name in params:
         if name not in known:
             has = ", ".join(known) or "none"
-            raise ConfigError(f"tool {label!r} has no parameter {name!r}; it has: {has}{nearest(name, known)}")
+            raise ConfigError(f"tool {label!r} has no parameter {name!r}; it has: {has}.{did_you_mean(name, known)}")
     missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in params]
     if missing:
         raise ConfigError(f"tool {label!r} needs {', '.join(missing)}: {{name: {label}, {missing[0]}: ...}}")
@@ -78,17 +77,4 @@ def _construct(cls: Any, params: Mapping[str, Any], label: str) -> Tool:
 
 
 def _find(name: str) -> Any:
-    if name in TOOLS:
-        return TOOLS[name]
-    location, _, attribute = name.rpartition(".")
-    if not location or location.startswith("."):
-        raise ConfigError(
-            f"unknown tool {name!r}; known: {', '.join(TOOLS)}, or my_package.module.function{nearest(name, TOOLS)}"
-        )
-    try:
-        module = importlib.import_module(location)
-    except Exception as error:  # a user's module may fail at import in any way; say which tool wanted it
-        raise ConfigError(f"tool {name!r}: can't import {location}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        raise ConfigError(f"tool {name!r}: {location} has no {attribute!r}{nearest(attribute, vars(module))}")
-    return getattr(module, attribute)
+    return TOOLS[name] if name in TOOLS else find_object(name, "tool", TOOLS)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mmreason._schemas import dangling_reference, validator
 from mmreason._values import nearest
 from mmreason.types import ConfigError
 
@@ -41,11 +42,7 @@ class ArgumentSchema:
     """
 
     def __init__(self, tool: str, parameters: Mapping[str, Any]) -> None:
-        from jsonschema import Draft202012Validator
         from jsonschema.exceptions import SchemaError
-        from referencing import Registry
-        from referencing.exceptions import Unresolvable
-        from referencing.jsonschema import DRAFT202012
 
         if not isinstance(tool, str) or TOOL_NAME.fullmatch(tool) is None:
             raise ConfigError(
@@ -60,21 +57,16 @@ class ArgumentSchema:
         self.tool, self.parameters = tool, dict(parameters)
         try:
             json.dumps(self.parameters, allow_nan=False)
-            Draft202012Validator.check_schema(self.parameters)
+            validator(self.parameters).check_schema(self.parameters)
         except SchemaError as error:
             place = "/".join(map(str, error.absolute_path)) or "its top level"
             raise ConfigError(f"tool {tool!r}: the schema isn't valid at {place}: {_cut(error.message)}") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"tool {tool!r}: the schema is no JSON: {error}") from None
-        resource = DRAFT202012.create_resource(self.parameters)
-        # An empty registry: without it jsonschema would fetch a remote $ref from the network.
-        registry: Any = Registry().with_resource("", resource)
-        for reference in _references(self.parameters):
-            try:
-                registry.resolver().lookup(reference)
-            except Unresolvable:
-                raise ConfigError(f"tool {tool!r}: the schema's $ref {reference!r} leads nowhere") from None
-        self._validator = Draft202012Validator(self.parameters, registry=registry)
+        reference = dangling_reference(self.parameters)
+        if reference is not None:
+            raise ConfigError(f"tool {tool!r}: the schema's $ref {reference!r} leads nowhere (nothing is fetched)")
+        self._validator = validator(self.parameters)
 
     @property
     def properties(self) -> Mapping[str, Any]:
@@ -210,16 +202,6 @@ def _standard_type(text: str, place: str) -> dict[str, Any]:
         known = ", ".join((*_TYPES, *_STANDARD_TYPES, *_ANY_TYPES))
         raise ConfigError(f"{place}: the type {text!r} isn't known; known: {known}, List[...], Dict[...]")
     return {"type": kind}
-
-
-def _references(schema: Any) -> list[str]:
-    """Every `$ref` in it."""
-    if isinstance(schema, Mapping):
-        own = [schema["$ref"]] if isinstance(schema.get("$ref"), str) else []
-        return own + [reference for value in schema.values() for reference in _references(value)]
-    if isinstance(schema, list):
-        return [reference for value in schema for reference in _references(value)]
-    return []
 
 
 def _cut(text: str) -> str:

@@ -65,7 +65,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 def test_no_row_is_lost_whatever_the_server_does(tmp_path: Path) -> None:
     texts = [f"row {i}" for i in range(300)] + ["always bad {{wrong_schema}}", "bad request {{400}}"]
     with running_server(faults=FAULTS, latency_s=0.01, jitter=0.5) as server, Ledger(tmp_path / "ledger") as ledger:
-        outcomes = run_all(server, rows(texts, json_schema=SCHEMA), ledger, timeout_s=0.5, schema_retries=6)
+        outcomes = run_all(server, rows(texts, json_schema=SCHEMA), ledger, timeout_s=1.0, schema_retries=6)
         assert sorted(outcome.index for outcome in outcomes) == list(range(302))
         failed = {outcome.index: outcome.error.kind for outcome in outcomes if outcome.error}
         assert failed == {300: "schema", 301: "bad_request"}
@@ -87,7 +87,8 @@ def test_the_budget_holds_under_concurrency(tmp_path: Path, faults: dict[str, fl
         Ledger(tmp_path / "ledger", max_budget=budget) as ledger,
     ):
         requests = rows([f"row {i}" for i in range(2000)], max_tokens=100)
-        outcomes = run_all(server, requests, ledger, timeout_s=0.3)
+        # Without faults nothing may time out, however busy the machine is: a time-out counts at its upper bound.
+        outcomes = run_all(server, requests, ledger, timeout_s=0.3 if faults else 60.0)
         prompt, completion = server.charged_tokens()
         account = ledger.account()
     assert (prompt * 1.0 + completion * 2.0) / 1e6 <= budget

@@ -102,7 +102,7 @@ def test_mistakes_in_files(user_file: str, tmp_path: Path) -> None:
         load_rewards([{"name": f"{user_file}:word_reward", "wrd": "x"}])
     with pytest.raises(ConfigError, match="Did you mean 'word_reward'"):
         load_rewards([f"{user_file}:word_rewrd"])
-    with pytest.raises(ConfigError, match="has no function 'NOT_CALLABLE'"):
+    with pytest.raises(ConfigError, match="NOT_CALLABLE' is no function but"):
         load_rewards([f"{user_file}:NOT_CALLABLE"])
     with pytest.raises(ConfigError, match="can't be made"):
         load_rewards([{"name": f"{user_file}:Counting", "steps": 1}])

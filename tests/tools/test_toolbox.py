@@ -377,15 +377,24 @@ def test_load_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(TOOLS) == {"calculator", "python", "search", "sql"}
 
 
+def test_a_tool_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my_tools.py"
+    file.write_text('def double(x: int) -> str:\n    """Twice a number."""\n    return str(2 * x)\n')
+    box = Toolbox(load_tools([f"{file}:double"]))
+    assert box.run(ToolCall("double", {"x": 4})).content == "8"
+    with pytest.raises(ConfigError, match=r"tool file .*none\.py does not exist"):
+        load_tools([f"{tmp_path / 'none.py'}:double"])
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ("calculater", "unknown tool 'calculater'.*did you mean calculator"),
-        ({"name": "search", "corpora": "x"}, "no parameter 'corpora'.*did you mean corpus"),
+        ("calculater", "unknown tool 'calculater'.*Did you mean 'calculator'"),
+        ({"name": "search", "corpora": "x"}, "no parameter 'corpora'.*Did you mean 'corpus'"),
         ("search", "tool 'search' needs corpus"),
         ({"corpus": "x"}, "has no 'name'"),
         ("no_such_module.tool", "can't import no_such_module"),
-        ("json.lods", "json has no 'lods'.*did you mean loads"),
+        ("json.lods", "json has no function 'lods'.*Did you mean 'loads'"),
         (3, "a tool is a name"),
         ({"name": "json.dumps", "x": 1}, "takes no parameters"),
         ({"name": "search", "corpus": ["a"], "k": "3"}, "tool 'search' can't take the parameters.*'k': '3'"),
