@@ -114,11 +114,16 @@ def row_text(row: Row | str) -> str:
 
     Ids, roles, tool schemas, images, and of `meta` all but the choices, are left out.
 
-    Raises: DataError for what is neither a text nor a row.
+    Raises: DataError for what is neither a text nor a row, and for a row without any text.
     """
     if not isinstance(row, str | Mapping | list | tuple):
         raise DataError(f"{shorten(row)} is neither a text nor a row", reason="missing_prompt")
-    return "\n".join(_leaves(row))
+    texts = list(_leaves(row))
+    if not texts:  # a row of token ids would pass as clean
+        raise DataError(
+            f"{shorten(row)} has no text: look for overlap before rows are tokenised", reason="missing_prompt"
+        )
+    return "\n".join(texts)
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -431,3 +431,10 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     OverlapIndex.build({"ducks": [DUCKS]}, progress=True).find([DUCKS], progress=True)
     shown = capsys.readouterr().err
     assert "indexing ducks" in shown and "looking for test items" in shown
+
+
+@pytest.mark.parametrize("row", [{"input_ids": [1, 2, 3], "id": "a"}, {}, []])
+def test_a_row_without_text_is_not_taken_for_clean(row: Any) -> None:
+    with pytest.raises(DataError, match="has no text: look for overlap before rows are tokenised"):
+        decontaminate([row], OverlapIndex.build({"test": [DUCKS]}))
+    assert decontaminate([""], OverlapIndex.build({"test": [DUCKS]})).kept == [""]
