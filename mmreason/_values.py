@@ -32,16 +32,18 @@ class Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-6 and 1E5 as numbers, as YAML 1.2 and every other tool does."""
 
 
-Loader.add_implicit_resolver(
-    TAG + "float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 class Dumper(yaml.SafeDumper):
     """SafeDumper that writes each value out (no anchors), so that a saved config can be read and edited."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# The dumper quotes a text that the loader would read as a number.
+for _class in (Loader, Dumper):
+    _class.add_implicit_resolver(
+        TAG + "float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:

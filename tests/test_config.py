@@ -346,6 +346,15 @@ configs = st.builds(
 )
 
 
+@pytest.mark.parametrize(
+    "text", ["0E0", "1e-6", "1E5", "-1e3", "1_0e1", "1.5", "no", "007", "1:30", "0x1", ".inf", "~"]
+)
+def test_a_text_that_looks_like_something_else_stays_a_text(tmp_path: Path, text: str) -> None:
+    cfg = Config(name=text, model_kwargs={"value": text, text: "value", "list": [text]})
+    save_config(cfg, tmp_path / "config.yaml")
+    assert parse_config(Config, ["--config", str(tmp_path / "config.yaml")]) == cfg
+
+
 @settings(max_examples=150, deadline=None)
 @given(cfg=configs)
 def test_every_config_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, cfg: Config) -> None:
