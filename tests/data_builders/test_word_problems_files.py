@@ -309,8 +309,8 @@ def test_one_waits_while_another_builds(home: Path, tmp_path: Path) -> None:
 def test_killed_while_building(home: Path) -> None:
     kill = (
         "import os, signal; from data_builders import _writing as w\n"
-        "def killed(path, write):\n    path.with_name('half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "w._replace = killed"
+        "def killed(path, data):\n    path.with_name('half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "w.write_whole = killed"
     )
     dead = process(kill)
     dead.communicate(timeout=120)
