@@ -1,1 +1,24 @@
-"""Models: loading any Hugging Face decoder or vision-language model, and tiny ones made by code."""
+"""Models: composed of any encoder, projector and decoder, or any Hugging Face model as it is; and tiny ones by code.
+
+Importing this package makes composed checkpoints known to transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Make `model_type: mmreason` known to the Auto classes; a second call changes nothing."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+    from mmreason.models.configuration import MMReasonConfig
+    from mmreason.models.modeling import MMReasonForConditionalGeneration
+    from mmreason.models.processing import MMReasonImageProcessor, MMReasonProcessor
+
+    AutoConfig.register("mmreason", MMReasonConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(MMReasonConfig, MMReasonForConditionalGeneration, exist_ok=True)
+    backends = dict.fromkeys(("pil", "torchvision"), MMReasonImageProcessor)  # the same pixels whatever is installed
+    AutoImageProcessor.register(MMReasonConfig, image_processor_classes=backends, exist_ok=True)
+    AutoProcessor.register(MMReasonConfig, MMReasonProcessor, exist_ok=True)
+
+
+register()

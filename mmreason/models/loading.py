@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,52 @@ def load_tokenizer(args: Any) -> Any:
         raise ConfigError(
             f"model_name_or_path={source!r}: no tokenizer could be loaded ({_first_line(error)})"
         ) from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(
-                f"model_name_or_path={source!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
-                "set eos_token in tokenizer_config.json"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    _set_padding(tokenizer, source)
     if args.chat_template_path is not None:
         tokenizer.chat_template = _read_chat_template(args.chat_template_path)
     return tokenizer
+
+
+def load_processor(args: Any) -> Any:
+    """The processor of a checkpoint that has one, prepared as by `load_tokenizer`; else its tokenizer.
+
+    Args:
+        args: ModelArguments.
+    """
+    from transformers import AutoProcessor
+    from transformers.utils import cached_file
+
+    source = args.model_name_or_path
+    names = ("processor_config.json", "preprocessor_config.json")
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
+    try:
+        if not any(cached_file(source, name, revision=args.model_revision, **quiet) for name in names):
+            return load_tokenizer(args)
+        processor = AutoProcessor.from_pretrained(
+            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"model_name_or_path={source!r}: its processor can't be loaded ({_first_line(error)})"
+        ) from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:  # an image processor alone, or a tokenizer
+        return load_tokenizer(args)
+    _set_padding(tokenizer, source)
+    if args.chat_template_path is not None:
+        processor.chat_template = tokenizer.chat_template = _read_chat_template(args.chat_template_path)
+    return processor
+
+
+def _set_padding(tokenizer: Any, source: str) -> None:
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            f"model_name_or_path={source!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+            "set eos_token in tokenizer_config.json"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
 
 
 def _read_chat_template(path: str) -> str:
@@ -56,37 +93,83 @@ def _read_chat_template(path: str) -> str:
 def load_policy_model(args: Any, accelerator: Any = None) -> Any:
     """The model, as an AutoModelForCausalLM or, for vision-language checkpoints, AutoModelForImageTextToText.
 
-    Weights come from safetensors only, and no code that ships with a checkpoint runs unless `trust_remote_code` is set.
-
     Args:
         args: ModelArguments. accelerator: with tensor parallelism in its parallelism_config, weights are split while
             loading, by the plan of the model's transformers class.
 
+    Raises: ConfigError, see `load_checked`.
+    """
+    return load_checked(
+        args.model_name_or_path,
+        "model_name_or_path",
+        dtype=args.dtype,
+        revision=args.model_revision,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        settings=_tensor_parallel_settings(accelerator),
+    )
+
+
+def load_checked(
+    source: str,
+    option: str,
+    *,
+    dtype: Any = "auto",
+    revision: str = "main",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    text_only: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
+    """A checkpoint as the model that its configuration names, with every weight found.
+
+    Weights come from safetensors only, and no code that ships with a checkpoint runs unless `trust_remote_code` is set.
+
+    Args:
+        source: hub id or folder. option: the name of the setting that said so, for errors.
+        dtype: a torch dtype, its name, or "auto" for the checkpoint's.
+        text_only: refuse vision-language models.
+        settings: more arguments of `from_pretrained`.
+
     Raises:
-        ConfigError: nothing can be loaded from `model_name_or_path`; the message has transformers' reason.
+        ConfigError: nothing can be loaded (with transformers' reason), or weights are missing, or, for a composed
+            model, there are some that belong to nothing.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    source = args.model_name_or_path
-    common = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    split = _tensor_parallel_settings(accelerator)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **common)
         sees = type(config) in AutoModelForImageTextToText._model_mapping
+        if sees and text_only:
+            raise ConfigError(f"{option}={source!r} is a vision-language model itself: train it as it is")
         auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        return auto.from_pretrained(
+        model, told = auto.from_pretrained(
             source,
             config=config,
-            dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
-            attn_implementation=args.attn_implementation,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
+            output_loading_info=True,
             **common,
-            **split,
+            **(settings or {}),
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"model_name_or_path={source!r} can't be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"{option}={source!r} can't be loaded: {_first_line(error)}") from error
+    _check_weights(told, config, f"{option}={source!r}")
+    return model
+
+
+def _check_weights(told: Mapping[str, Any], config: Any, what: str) -> None:
+    """Refuse random weights in place of missing ones; transformers only warns."""
+    missing = sorted(told["missing_keys"])
+    extra = sorted(told["unexpected_keys"]) if config.model_type == "mmreason" else []
+    for names, word in ((missing, "lacks weights"), (extra, "has weights that belong to nothing")):
+        if names:
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ConfigError(f"{what} {word}: {listed}. Is it another model's file, or an unfinished copy?")
 
 
 def _tensor_parallel_settings(accelerator: Any) -> dict[str, Any]:
