@@ -38,7 +38,8 @@ class Example(TypedDict, total=False):
         prompt: messages up to the model's turn, or the plain text of a base model's prompt.
         completion: the reference answer; its thoughts are ``reasoning_content``, the final answer is ``content``.
         chosen, rejected: the two sides of a preference pair.
-        images: the images in the order of the ``{"type": "image"}`` parts.
+        images: the images in the order of the prompt's ``{"type": "image"}`` parts, each ``{"bytes": ...,
+            "path": ...}`` with one of the two (the storage form of `datasets.Image`).
         answer: the gold answer as a string; None where the row has none.
         tools: JSON schemas of callable tools.
         id: unique in its dataset and the same at every load.

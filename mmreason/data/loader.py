@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmreason._functions import did_you_mean
 from mmreason.data.formats import FORMATS, REASONS, Format, Row, RowError, detect_format
 from mmreason.data.formats import generic as generic_format
+from mmreason.data.formats.pictures import count_image_parts, place_images
+from mmreason.data.images import ImageError, image_cell
 from mmreason.data.prompts import DEFAULT_CHAT_TEMPLATE, DEFAULT_PLAIN_TEMPLATE, build_prompt, resolve_template
 from mmreason.data.reader import Located
 from mmreason.data.schema import RL_COLUMNS, example_features, to_dataset
@@ -89,6 +92,8 @@ def load_examples(
     seed: int | None = None,
     columns: Sequence[str] = RL_COLUMNS,
     require_answer: bool = True,
+    image_root: str | None = None,
+    image_urls: bool = False,
 ) -> LoadedExamples:
     """Load a question/answer set.
 
@@ -98,7 +103,7 @@ def load_examples(
             plays no part; the slice does.
         format: a key of FORMATS, or "auto" (from the column names).
         column_map: our field -> their column, e.g. {"prompt": "Body", "answer": "reward_model.ground_truth"}; dots
-            reach into structs. Fields: prompt, answer, completion, choices, id, source. Implies the generic format.
+            reach into structs. Fields: prompt, answer, completion, choices, images, id, source. Implies "generic".
         system_prompt: put before each prompt (chat only).
         prompt_template: a key of PROMPT_TEMPLATES or a text with {question}. Default: "boxed" ("base-boxed" where chat
             is False), and none for rows that bring finished prompts (canonical rows, prompts given as messages).
@@ -106,8 +111,12 @@ def load_examples(
         on_bad_row: "error" names the first five bad rows and their number; "drop" counts them by reason.
         max_rows: keep that many good rows: the first ones, or, with a seed, a random sample.
         seed: shuffle the rows; the same seed gives the same order.
-        columns: columns of the dataset; "completion" and "tools" can be asked for too.
+        columns: columns of the dataset; "completion", "images" and "tools" can be asked for too. Without "images" a row
+            with images is a bad row. With them, no image is decoded here (see mmreason.data.images).
         require_answer: False lets rows without an answer pass (their answer is None).
+        image_root: the folder from which relative image paths start and outside which no image may lie. Default: the
+            folder of the data's files.
+        image_urls: fetch images that are given as http(s) URLs, from public addresses only.
 
     Ids are the row's own, or source/split/index with the index in the whole split: slices and drops don't move them.
     Raises: DataError (missing, empty or unreadable data, bad rows, unknown split), ConfigError (wrong arguments).
@@ -119,15 +128,9 @@ def load_examples(
     label = f"{source} [{wanted}]"
     rows, first_rows = _open(origin, wanted, label)
     fmt = _choose_format(format, column_map, first_rows, label)
-    reader = _RowReader(origin, fmt, build, require_answer, allow_images="images" in columns)
-    bad, examples = BadRows(), []
-    for index, (where, row) in rows:
-        try:
-            examples.append(reader.read(row, index))
-        except RowError as error:
-            bad.add(where, row, error)
-        if max_rows is not None and seed is None and len(examples) == max_rows:
-            break
+    images = _Images("images" in columns, (image_root,) if image_root else origin.image_roots(), image_urls)
+    reader = _RowReader(origin, fmt, build, require_answer, images)
+    examples, bad = _read_all(_questions(rows, fmt), reader, max_rows if seed is None else None)
     count = len(examples) + bad.total
     _report(bad, len(examples), count, label, on_bad_row)
     if seed is not None:
@@ -232,31 +235,89 @@ def _choose_format(name: str, column_map: Mapping[str, str] | None, rows: Sequen
     return found or FORMATS["generic"]  # no readable row at all: the bad rows will say so
 
 
+def _questions(rows: IndexedRows, fmt: Format) -> Iterator[tuple[int, str, Located]]:
+    """(index, its text for ids, row) of each question: a row of several questions (easy-VQA) becomes as many rows."""
+    for index, located in rows:
+        if fmt.split is None or isinstance(located.row, RowError):
+            yield index, str(index), located
+            continue
+        try:
+            parts = fmt.split(located.row)
+        except RowError as error:
+            yield index, str(index), Located(located.where, error)
+            continue
+        for number, part in enumerate(parts):
+            yield index, f"{index}/{number}", Located(f"{located.where} question {number}", part)
+
+
+def _read_all(
+    questions: Iterator[tuple[int, str, Located]], reader: _RowReader, enough: int | None
+) -> tuple[list[Example], BadRows]:
+    """(the good rows, at most `enough` of them; the bad ones met on the way)."""
+    examples: list[Example] = []
+    bad = BadRows()
+    for index, key, (where, row) in questions:
+        try:
+            examples.append(reader.read(row, index, key))
+        except RowError as error:
+            bad.add(where, row, error)
+        if len(examples) == enough:
+            break
+    return examples, bad
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """What is done with the images of rows: were they asked for, where may they lie, are URLs fetched?"""
+
+    wanted: bool
+    roots: Sequence[str | Path]
+    urls: bool
+
+    def settle(self, example: Example) -> None:
+        """Check the number of images and bring each into its stored form. Raises: RowError."""
+        places, images = count_image_parts(example["prompt"]), example.get("images") or []
+        if not self.wanted:
+            if places or images:
+                raise RowError("images_unused")
+            return
+        if places != len(images):
+            raise RowError("image_count", f"{places} places in the prompt, {len(images)} images in the row")
+        cells = []
+        for number, image in enumerate(images, 1):
+            try:
+                cells.append(image_cell(image, root=self.roots, allow_urls=self.urls))
+            except ImageError as error:
+                raise RowError(error.reason or "bad_image", f"image {number}: {error.detail}") from error
+        example["images"] = cells
+
+
 class _RowReader:
     """Turns raw rows into finished Examples: parse, check the gold, build the prompt, give an id."""
 
     def __init__(
-        self, origin: Source, fmt: Format, build: PromptBuilder, require_answer: bool, allow_images: bool
+        self, origin: Source, fmt: Format, build: PromptBuilder, require_answer: bool, images: _Images
     ) -> None:
         self.origin, self.format, self.build = origin, fmt, build
-        self.require_answer, self.allow_images = require_answer, allow_images
+        self.require_answer, self.images = require_answer, images
         named_by_format = fmt.name not in ("generic", "canonical")
         self.source = fmt.name if named_by_format else origin.name
         # A file's own name serves as both where no format names the source; said once is enough.
         self.prefix = "/".join(dict.fromkeys((self.source, origin.split_name)))
         self.seen: set[str] = set()
 
-    def read(self, row: Row | RowError, index: int) -> Example:
+    def read(self, row: Row | RowError, index: int, key: str) -> Example:
         if isinstance(row, RowError):
             raise row
         example = self.format.parse(row, index)
+        place_images(example, row, finished=self.format.own_template)
         _check_unicode(example)
-        self._check_images(example)
         self._settle_answer(example)
+        self.images.settle(example)
         finished = self.format.own_template or isinstance(row.get("prompt"), list)
         example["prompt"] = self.build(example["prompt"], finished)  # type: ignore[arg-type]
         example.setdefault("source", self.source)
-        example.setdefault("id", f"{self.prefix}/{index}")
+        example.setdefault("id", f"{self.prefix}/{key}")
         if example["id"] in self.seen:
             raise RowError("duplicate_id", example["id"])
         self.seen.add(example["id"])
@@ -276,13 +337,6 @@ class _RowReader:
         if problem:
             raise RowError("bad_gold", problem)
         meta["kind"] = meta.get("kind") or infer_kind(gold, meta.get("choices"))
-
-    def _check_images(self, example: Example) -> None:
-        if self.allow_images or isinstance(example["prompt"], str):
-            return
-        contents = [message["content"] for message in example["prompt"]]
-        if any(part.get("type") == "image" for content in contents if isinstance(content, list) for part in content):
-            raise RowError("images_unused")
 
 
 def _check_unicode(value: Any) -> None:

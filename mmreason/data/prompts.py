@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from mmreason.types import ConfigError, Message
+from mmreason.types import ConfigError, ContentPart, Message
 
 PLACEHOLDER = "{question}"
 
@@ -54,7 +54,8 @@ def build_prompt(
     """Apply template and system prompt to a question.
 
     Args:
-        messages: the raw prompt; the template goes around the last user message's text (of parts: the last text part).
+        messages: the raw prompt; the template goes around the last user message's text (of parts: it begins with the
+            first text part and ends after the last part).
         template: text with {question}, or None to leave the messages as they are.
         system_prompt: put first; takes the place of a system message that the row brings.
         chat: False gives the plain text of the single user message instead of messages.
@@ -76,12 +77,19 @@ def build_prompt(
 
 
 def _around(message: Message, template: str) -> Message:
+    """The template around a message: around its text as a whole, images that stand in it or after it included."""
     content = message["content"]
     if isinstance(content, str):
         return {**message, "content": fill(template, content)}
     texts = [i for i, part in enumerate(content) if part.get("type") == "text"]
     if not texts:
         return message
-    last = texts[-1]
-    part = {**content[last], "text": fill(template, content[last]["text"])}
-    return {**message, "content": [*content[:last], part, *content[last + 1 :]]}  # type: ignore[list-item]
+    before, _, after = template.partition(PLACEHOLDER)
+    after = fill(after, " ".join(content[i]["text"].strip() for i in texts))  # a template that says the question twice
+    parts: list[ContentPart] = [dict(part) for part in content]  # type: ignore[misc]
+    parts[texts[0]]["text"] = before + parts[texts[0]]["text"]
+    if texts[-1] == len(parts) - 1:
+        parts[-1]["text"] += after
+    elif after.strip():
+        parts.append({"type": "text", "text": after})
+    return {**message, "content": parts}

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from mmreason.data.formats.common import RowError
-from mmreason.data.loader import BadRows
-from mmreason.types import ConfigError, DataError, Message, OnBadRow
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from mmreason.types import ConfigError, DataError, Message
 
 
 def render_prompt(
@@ -27,9 +22,11 @@ def render_prompt(
     Special tokens are never doubled: a BOS that the template or the text itself brings is not added again, and an EOS
     that some tokenizers append is taken off.
 
-    Raises: ConfigError (no chat template), DataError (empty prompt, or one that the template refuses).
+    Raises: ConfigError (no chat template), DataError (empty prompt, one that the template refuses, or one whose text
+        holds a token that stands for an image).
     """
     inner = getattr(tokenizer, "tokenizer", tokenizer)
+    refuse_media_tokens(prompt, tokenizer)
     if not isinstance(prompt, str):
         text = render_text(prompt, tokenizer, chat_template_kwargs)
         return _not_empty(list(inner(text, add_special_tokens=False)["input_ids"]))
@@ -71,10 +68,10 @@ def render_text(
     inner = getattr(tokenizer, "tokenizer", None)
     owner = tokenizer if getattr(tokenizer, "chat_template", None) or inner is None else inner
     if not getattr(owner, "chat_template", None):
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise ConfigError(
-            f"{name} has no chat template, so messages can't be turned into a prompt. For a base model set chat: false "
-            "(with prompt_template: base-boxed or r1-zero); else give the tokenizer one: chat_template_path: FILE.jinja"
+            f"{processor_name(tokenizer)} has no chat template, so messages can't be turned into a prompt. For a base "
+            "model set chat: false (with prompt_template: base-boxed or r1-zero); else give the tokenizer one: "
+            "chat_template_path: FILE.jinja"
         )
     if not messages:
         raise DataError("the prompt has no messages", reason="missing_prompt")
@@ -101,6 +98,42 @@ def _with_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
+def processor_name(processor: Any) -> str:
+    """What to call a processor or tokenizer in a message: where it was loaded from, else its class."""
+    inner = getattr(processor, "tokenizer", processor)
+    return getattr(inner, "name_or_path", "") or type(processor).__name__
+
+
+def media_tokens(processor: Any) -> list[str]:
+    """The texts of a processor's placeholders for images and videos; none for a tokenizer."""
+    inner = getattr(processor, "tokenizer", None)
+    if inner is None:
+        return []
+    found = [getattr(owner, f"{kind}_token", None) for owner in (processor, inner) for kind in ("image", "video")]
+    return [token for token in dict.fromkeys(found) if isinstance(token, str) and token]
+
+
+def refuse_media_tokens(prompt: Sequence[Message] | str, processor: Any) -> None:
+    """Raise DataError where a prompt's text spells a placeholder: it would stand for an image that isn't there."""
+    for token in media_tokens(processor):
+        if any(token in text for text in _texts(prompt)):
+            raise DataError(
+                f"the text of the prompt holds {token!r}, which stands for an image or a video; write it otherwise, "
+                'and place images with parts {"type": "image"}',
+                reason="image_count",
+            )
+
+
+def _texts(prompt: Sequence[Message] | str) -> Iterator[str]:
+    if isinstance(prompt, str):
+        yield prompt
+        return
+    for message in prompt:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        yield from (text for text in (*parts, message.get("reasoning_content")) if isinstance(text, str))
+
+
 def check_prompt_length(n_tokens: int, max_prompt_length: int | None, row_id: str) -> None:
     """Raise DataError where a prompt of n_tokens tokens is over the limit. Prompts are never cut silently."""
     if max_prompt_length is not None and n_tokens > max_prompt_length:
@@ -110,50 +143,3 @@ def check_prompt_length(n_tokens: int, max_prompt_length: int | None, row_id: st
             row=row_id,
             reason="prompt_too_long",
         )
-
-
-def check_prompts(
-    dataset: Dataset,
-    tokenizer: Any,
-    max_prompt_length: int | None,
-    *,
-    on_bad_row: OnBadRow = "error",
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[Dataset, list[list[int]], dict[str, int]]:
-    """Render every prompt, once, before GPU time is spent.
-
-    Returns: (the dataset without rows over the limit, their prompts' token ids, number of dropped rows by reason).
-    Raises: DataError naming the first five rows over the limit and their number; or that no row is left.
-    """
-    bad, keep = BadRows(), []
-    prompt_ids: list[list[int]] = []
-    for index, (row_id, prompt) in enumerate(zip(dataset["id"], dataset["prompt"], strict=True)):
-        try:
-            ids = render_prompt(prompt, tokenizer, chat_template_kwargs)
-        except DataError as error:
-            raise DataError(f"row {row_id}: {error}", row=row_id, reason=error.reason) from error
-        if max_prompt_length is not None and len(ids) > max_prompt_length:
-            bad.add(
-                f"row {row_id}",
-                None,
-                RowError("prompt_too_long", f"{len(ids)} tokens, the limit is {max_prompt_length}"),
-            )
-        else:
-            keep.append(index)
-            prompt_ids.append(ids)
-    if not bad.total:
-        return dataset, prompt_ids, {}
-    listed = "\n  ".join(bad.shown)
-    if on_bad_row == "error":
-        more = f"\n  ... and {bad.total - len(bad.shown)} more" if bad.total > len(bad.shown) else ""
-        raise DataError(
-            f"{bad.total} of {len(dataset)} prompts are over max_prompt_length:\n  {listed}{more}\n"
-            "Raise max_prompt_length, or drop such rows with on_bad_row: drop",
-            row=bad.shown[0].split(": ", 1)[0].removeprefix("row "),
-            reason="prompt_too_long",
-        )
-    if not keep:
-        raise DataError(
-            f"every prompt is over max_prompt_length {max_prompt_length}:\n  {listed}", reason="prompt_too_long"
-        )
-    return dataset.select(keep), prompt_ids, dict(bad.counts)

@@ -8,9 +8,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmreason.data.reader import READERS, Located, read_rows, stem_of, suffix_of
 from mmreason.types import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SPLIT = re.compile(r"(?P<name>[\w][\w.\-]*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 _HUB_ID = re.compile(r"(?P<path>[\w][\w.\-]*(?:/[\w][\w.\-]*)?)(?::(?P<config>[\w.\-]+))?")
@@ -71,12 +75,24 @@ class Source:
         split_name: part of generated ids.
         files: local files in order; empty for a hub set.
         hub: (dataset id, config) for a hub set.
+        folder: the folder that was given, None for a file or a hub set.
     """
 
     name: str
     split_name: str
     files: tuple[Path, ...] = ()
     hub: tuple[str, str | None] | None = None
+    folder: Path | None = None
+
+    def image_roots(self) -> tuple[Path, ...]:
+        """The folders outside which no image of the rows may lie: where the files are, or the hub's caches."""
+        if self.hub is not None:
+            from datasets import config
+            from huggingface_hub import constants
+
+            return Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)
+        parents = tuple(dict.fromkeys(file.parent for file in self.files))
+        return parents if self.folder is None else (*parents, self.folder)
 
     def rows(self, split: Split) -> Iterator[Located]:
         """All rows of the split, unsliced."""
@@ -93,7 +109,7 @@ def resolve(source: str, split: Split) -> Source:
     if path.is_file():
         return Source(stem_of(path), stem_of(path), (path,))
     if path.is_dir():
-        return Source(path.resolve().name, split.name, tuple(find_split(path, split.name)))
+        return Source(path.resolve().name, split.name, tuple(find_split(path, split.name)), folder=path)
     match = _HUB_ID.fullmatch(source)
     # A name under a folder that exists here is a mistyped path, not worth a minute of asking the hub.
     if match is None or source[0] in ".~" or suffix_of(path) is not None or ("/" in source and path.parent.is_dir()):
@@ -197,5 +213,17 @@ def _hub_rows(path: str, config: str | None, split: str) -> Iterator[Located]:
             path=label,
             reason="missing_path",
         ) from error
-    for number, row in enumerate(dataset):
+    for number, row in enumerate(undecoded(dataset)):
         yield Located(f"{label}[{split}] row {number}", row)
+
+
+def undecoded(dataset: Dataset) -> Dataset:
+    """The dataset with its image columns as they are stored, so that reading a row decodes no image."""
+    from datasets import Image, List
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image) and feature.decode:
+            dataset = dataset.cast_column(name, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image) and feature.feature.decode:
+            dataset = dataset.cast_column(name, List(Image(decode=False)))
+    return dataset

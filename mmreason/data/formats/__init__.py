@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmreason.data.formats import aqua, asdiv, canonical, generic, gsm8k, math_competition, svamp
+from mmreason.data.formats import (
+    aqua,
+    asdiv,
+    canonical,
+    chartqa,
+    easyvqa,
+    generic,
+    geometry3k,
+    gsm8k,
+    math_competition,
+    mathvision,
+    mathvista,
+    nlvr,
+    scienceqa,
+    svamp,
+    tabmwp,
+)
 from mmreason.data.formats.common import REASONS, Format, Row, RowError
 
 FORMATS: dict[str, Format] = {
@@ -12,6 +28,14 @@ FORMATS: dict[str, Format] = {
     "asdiv": asdiv.FORMAT,
     "svamp": svamp.FORMAT,
     "aqua": aqua.FORMAT,
+    "scienceqa": scienceqa.FORMAT,
+    "tabmwp": tabmwp.FORMAT,
+    "geometry3k": geometry3k.FORMAT,
+    "mathvista": mathvista.FORMAT,
+    "mathvision": mathvision.FORMAT,
+    "chartqa": chartqa.FORMAT,
+    "easyvqa": easyvqa.FORMAT,
+    "nlvr": nlvr.FORMAT,
     "gsm8k": gsm8k.FORMAT,
     "math": math_competition.FORMAT,
     "generic": generic.FORMAT,

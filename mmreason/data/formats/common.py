@@ -23,6 +23,13 @@ REASONS: dict[str, str] = {
     "bad_unicode": "the text holds lone surrogates, which UTF-8 and Arrow can't store",
     "duplicate_id": "another row has the same id",
     "images_unused": "the prompt has images, but images weren't asked for",
+    "image_count": "the prompt has another number of image places than the row has images",
+    "missing_image": "the image is not there",
+    "bad_image": "the image can't be read",
+    "truncated_image": "the image's data ends too early",
+    "too_many_pixels": "the image is too large",
+    "outside_root": "the image's path leads out of the data's folder",
+    "image_url": "the image stands at a network address that is not or may not be read",
     "prompt_too_long": "the prompt is longer than max_prompt_length",
     "missing_completion": "there is no completion to learn from",
     "too_long": "prompt and completion are longer than max_length",
@@ -53,15 +60,18 @@ class Format:
 
     Attributes:
         name: the registry name, also the ``source`` of its examples (generic rows take the file's name instead).
-        parse: (row, index) -> Example; raises RowError. Pure: the same row gives the same Example.
+        parse: (row, index) -> Example; raises RowError. Pure: the same row gives the same Example. The images of
+            columns called so are put in afterwards (mmreason.data.formats.pictures).
         detect: (column names, a few of the first rows) -> does this set look like mine?
         own_template: True where rows bring finished prompts, so that no default prompt template is applied.
+        split: for sets whose rows hold several questions: a row -> one row each, which `parse` then takes.
     """
 
     name: str
     parse: Callable[[Row, int], Example]
     detect: Callable[[frozenset[str], Sequence[Row]], bool]
     own_template: bool = False
+    split: Callable[[Row], list[Row]] | None = None
 
 
 def shorten(value: object, limit: int = 80) -> str:
@@ -114,6 +124,14 @@ def worked_completion(reasoning: str | None, answer: str) -> list[Message]:
 def lettered(choices: Sequence[str]) -> str:
     """Choices as they stand under a question: one line each, "(A) text"."""
     return "\n".join(f"({letter_of(i)}) {choice}" for i, choice in enumerate(choices))
+
+
+def choice_cell(row: Row, name: str = "choices") -> list[str]:
+    """The stripped texts of a list of at least two choices; RowError where it is something else."""
+    cell = row.get(name)
+    if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(text, str) and text.strip() for text in cell):
+        raise RowError("bad_choices", f"{name!r} is {shorten(cell)}")
+    return [text.strip() for text in cell]
 
 
 def letter_of(index: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmreason.data.formats import pictures
 from mmreason.data.formats.canonical import check_messages
 from mmreason.data.formats.common import (
     Format,
@@ -39,6 +40,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "completion": ("completion", "rationale", "answer_cot", "solution", "response", "output"),
     "choices": ("choices", "options"),
+    "images": pictures.COLUMNS,
     "id": ("id", "ID", "item_id", "unique_id", "uid", "question_id"),
     "source": ("source", "data_source"),
 }
@@ -88,6 +90,10 @@ def parse_with(column_map: Mapping[str, str], row: Row, index: int) -> Example:
         example["completion"] = worked_completion(worked, gold)
     elif isinstance(raw, str) and gold is not None and gold != raw.strip():
         example["completion"] = worked_completion(raw, gold)  # the gold was cut out of a worked solution
+    if "images" in column_map:
+        example["images"] = pictures.as_list(
+            lookup(row, column_map["images"]) if has_path(row, column_map["images"]) else None
+        )
     for name in ("id", "source"):
         value = _field(row, name, column_map)[1]
         if value is not _ABSENT and value is not None and not isinstance(value, (Mapping, list)):
