@@ -1,7 +1,8 @@
-"""GRPO on maths problems: sample answers, check them, make the right ones likelier.
+"""GRPO on maths problems, with or without pictures: sample answers, check them, make the right ones likelier.
 
     accelerate launch recipes/grpo_math.py                        # a tiny decoder, word problems made by the code
     accelerate launch recipes/grpo_math.py --config recipes/configs/grpo_math/cpu.yaml      # GSM8K, CPU, vLLM
+    accelerate launch recipes/grpo_math.py --config recipes/configs/grpo_math/shapes.yaml   # pictures made by the code
     accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/grpo_math.py --config YAML --beta 0.01
 
 Every option has a line in --help. Running the same command again continues an interrupted run.
@@ -21,12 +22,13 @@ from mmreason.types import ConfigError
 HOW_TO_GO_ON = {False: "Run the same command to continue.", True: "save_only_model: it can't be continued."}
 EMBEDDED = Path(__file__).parent / "configs" / "grpo_math" / "embedded.yaml"
 WARM_START = Path(__file__).parent / "warm_start"
+NAMES_A_MODEL = ("--config", "--model_name_or_path", "--model-name-or-path", "--decoder")
 OPTIONS = (ModelArguments, DataArguments, RewardArguments, PolicyConfig)
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if not any(flag.startswith(("--config", "--model_name_or_path", "--model-name-or-path")) for flag in argv):
+    if not any(flag.startswith(NAMES_A_MODEL) for flag in argv):
         argv = ["--config", str(EMBEDDED), *argv]
     model_args, data, reward_args, args = options = parse_config(OPTIONS, argv, "grpo_math.py", __doc__)
 
@@ -35,19 +37,24 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, checkpoint = set_up(*options)
 
     # 2. Problems: rows become prompts; rows that can't be used are named before GPU time is spent.
-    from mmreason.models.loading import add_lora, load_policy_model, load_tokenizer
+    from mmreason.models.freezing import freeze_modules
+    from mmreason.models.loading import add_lora, load_policy_model, load_processor
+    from mmreason.trainers.model_parts import compose_for_run
 
+    compose_for_run(model_args, args.output_dir, accelerator, args.seed)
     if model_args.model_name_or_path is None:
         accelerator.print("No model was named: using the tiny decoder of recipes/warm_start.")
         model_args.model_name_or_path = str(WARM_START)
-    tokenizer = load_tokenizer(model_args)
-    train, prompt_ids, held_out = load_problems(data, args, tokenizer, accelerator.print)
+    processor = load_processor(model_args)
+    train, prompt_ids, held_out = load_problems(data, args, processor, accelerator.print)
 
-    # 3. Model: any causal LM, any vision-language model (used on text here), whole or with an adapter.
+    # 3. Model: any causal LM or vision-language model, whole, with parts frozen, or with an adapter.
     model = load_policy_model(model_args, accelerator)
     reference = load_policy_model(model_args, accelerator) if args.beta > 0 and not model_args.use_peft else None
     if model_args.use_peft:
         model = add_lora(model, model_args)
+    if model_args.freeze_modules:
+        freeze_modules(model, model_args.freeze_modules)
 
     # 4. The loop: rollout → reward → advantage → update (mmreason/trainers/policy.py).
     from mmreason.trainers.policy import PolicyTrainer
@@ -59,9 +66,10 @@ def main(argv: list[str] | None = None) -> None:
         reward_weights=reward_args.reward_weights,
         train_dataset=train,
         prompt_ids=prompt_ids,
-        tokenizer=tokenizer,
+        tokenizer=processor,
         accelerator=accelerator,
         checkpoint=model_args.model_name_or_path,
+        held_out=held_out,
         ref_model=reference,
     )
     go_on_from(checkpoint, trainer)
@@ -88,8 +96,10 @@ def set_up(
     """(accelerator, the checkpoint from which this run goes on or None), with the output folder claimed."""
     from mmreason.rollout.vllm import require_vllm
     from mmreason.trainers.distributed import build_accelerator
+    from mmreason.trainers.model_parts import check_parts
     from mmreason.trainers.state import find_checkpoint, open_output_dir
 
+    check_parts(model_args)
     if args.use_vllm:
         require_vllm()
     as_given = deepcopy((model_args, data, reward_args, args))
@@ -104,10 +114,13 @@ def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig)
     """What may not change when a run is continued. Learning rate, number of steps, logging … may."""
     return {
         "model_name_or_path": model.model_name_or_path,
+        "parts": {"decoder": model.decoder, "vision": model.vision, "projector": model.projector},
+        "freeze_modules": model.freeze_modules,
         "use_peft": model.use_peft,
         "lora_r": model.lora_r if model.use_peft else None,
         "dataset_name": data.dataset_name,
         "word_problems": data.word_problems if data.dataset_name is None else None,
+        "shapes": data.shapes if data.dataset_name is None else None,
         "dataset_train_split": data.dataset_train_split,
         "max_train_samples": data.max_train_samples,
         "seed": args.seed,
@@ -119,19 +132,24 @@ def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig)
 
 
 def load_problems(
-    data: DataArguments, args: PolicyConfig, tokenizer: Any, say: Any
+    data: DataArguments, args: PolicyConfig, processor: Any, say: Any
 ) -> tuple[Any, list[list[int]], dict[str, Any]]:
     """(training rows, their prompts' token ids, held-out sets by name)."""
     from mmreason.trainers.problems import check_problems, hold_out, load_split
 
-    if data.dataset_name is None:
-        from data_builders.word_problems import cached
+    if data.dataset_name is None and data.shapes is not None:
+        from data_builders import shapes
+
+        say("No dataset was named: using pictures generated by data_builders/shapes.py.")
+        data.dataset_name = str(shapes.cached(**data.shapes, say=say))
+    elif data.dataset_name is None:
+        from data_builders import word_problems
 
         say("No dataset was named: using word problems generated by data_builders/word_problems.py.")
-        data.dataset_name = str(cached(**(data.word_problems or {}), say=say))
+        data.dataset_name = str(word_problems.cached(**(data.word_problems or {}), say=say))
     train = load_split(data, data.dataset_train_split, data.max_train_samples, say)
     train, held_out = hold_out(data, train, args.seed, say)
-    return check_problems(train, held_out, tokenizer, data, args.chat_template_kwargs, say)
+    return check_problems(train, held_out, processor, data, args.chat_template_kwargs, say)
 
 
 def go_on_from(checkpoint: Path | None, trainer: Any) -> None:

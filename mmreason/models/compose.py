@@ -7,9 +7,11 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 
 from mmreason.models.configuration import MMReasonConfig
 from mmreason.models.modeling import MMReasonForConditionalGeneration
@@ -70,9 +72,10 @@ def from_parts(
             text_config=text_config,
             projector=dict(projector or {"kind": "mlp"}),
             image_token_id=tokenizer.convert_tokens_to_ids(token),
+            attn_implementation=text_config._attn_implementation,  # a new configuration forgets that of its parts
         )
         processor = build_processor(config, tokenizer, token)  # a projector that can't be is refused here
-        model = _assemble(config, towers, language_model, dtype)
+        model = assemble(config, towers, language_model)
     return model, processor
 
 
@@ -101,18 +104,19 @@ def compose_checkpoint(folder: str | os.PathLike[str], parts: Mapping[str, Any])
     return str(path)
 
 
-def _assemble(
-    config: MMReasonConfig, towers: Sequence[Tower], language_model: Any, dtype: torch.dtype | str
+def assemble(
+    config: MMReasonConfig, towers: Sequence[Tower], language_model: Any
 ) -> MMReasonForConditionalGeneration:
-    generation = language_model.generation_config
-    model = MMReasonForConditionalGeneration(config)
+    """The model of a configuration with these towers' and this decoder's weights; only its projector is random."""
+    model = MMReasonForConditionalGeneration(config, language_model)
     for mine, tower in zip(model.vision_tower.towers, towers, strict=True):
         mine.load_state_dict(tower.module.state_dict())
     model.to(language_model.dtype)
-    vision_config: Any = config.vision_config
-    vision_config.dtype = language_model.dtype  # as loading sets it, so that saving again writes the same file
-    model.language_model = language_model
-    model.generation_config = generation
+    # As loading sets it, so that saving again writes the same file.
+    cast(Any, config.vision_config).dtype = language_model.dtype
+    model.generation_config = language_model.generation_config
+    if all(isinstance(change, PrefixChange) for change in get_model_conversion_mapping(model, add_legacy=False)):
+        model._weight_conversions = []  # as loading leaves it too: shards are then cut in the same order
     return model.eval()
 
 
@@ -139,6 +143,8 @@ def _load_tokenizer(decoder: str, revision: str, trust_remote_code: bool, model:
         tokenizer = AutoTokenizer.from_pretrained(decoder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"decoder={decoder!r}: no tokenizer could be loaded ({error})") from error
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):  # what a class is without its files
+        raise ConfigError(f"decoder={decoder!r}: it comes without a tokenizer's vocabulary")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ConfigError(

@@ -31,7 +31,8 @@ def freeze_modules(model: Any, patterns: Sequence[str]) -> int:
             raise ConfigError(f"freeze_modules: {pattern!r} fits no module of {type(model).__name__}.{hint}")
         for name in found:
             model.get_submodule(name).requires_grad_(False)
-    left = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    # A parameter that ZeRO-3 has split is empty here, and keeps its size under another name.
+    left = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     if not left:
         raise ConfigError(f"freeze_modules={list(patterns)}: nothing is left to train")
     return left

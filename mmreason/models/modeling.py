@@ -36,14 +36,20 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
 
-    def __init__(self, config: MMReasonConfig):
+    def __init__(self, config: MMReasonConfig, language_model: Any = None):
+        """language_model: a decoder with its weights, of `config.text_config`; None: a random one."""
         super().__init__(config)
         vision, text = cast(Any, config.vision_config), cast(Any, config.text_config)
         self.vision_tower = VisionTower(vision)
         self.projector = build_projector(
             config.projector or {}, vision.grid, vision.prefix, vision.hidden_size, text.hidden_size
         )
-        self.language_model = AutoModelForCausalLM.from_config(text, attn_implementation=text._attn_implementation)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(text, attn_implementation=text._attn_implementation)
+        else:
+            for module in language_model.modules():
+                module._is_hf_initialized = True  # else transformers would draw its weights again
+        self.language_model = language_model
         self.post_init()
 
     @torch.no_grad()
@@ -139,10 +145,7 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: image tokens and views that don't match, or neither ids nor embeddings.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(cast(Tensor, input_ids), pixel_values, image_features)
+        inputs_embeds = self._embeddings(input_ids, inputs_embeds, pixel_values, image_features)
         if not isinstance(logits_to_keep, int) or logits_to_keep:
             kwargs["logits_to_keep"] = logits_to_keep
         return self.language_model(
@@ -153,6 +156,24 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels=labels,
             **kwargs,
         )
+
+    def _embeddings(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+    ) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        return self.embed(cast(Tensor, input_ids), pixel_values, image_features)
+
+    @property
+    def base_model(self) -> Any:
+        """Everything but the head, as a function of the same inputs: TRL fuses the head with its own losses."""
+        return _BaseModel(self)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
@@ -207,3 +228,24 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(enable, **kwargs)
         self.vision_tower.set_checkpointing(enable)
+
+
+class _BaseModel:
+    """The composed model up to the decoder's last hidden states; no module, so that no weight is there twice."""
+
+    def __init__(self, model: MMReasonForConditionalGeneration):
+        self.model_with_head = model
+        self._tp_plan, self._pp_plan = model._tp_plan, model._pp_plan  # what transformers asks a base model for
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        num_tiles: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        model = self.model_with_head
+        inputs_embeds = model._embeddings(input_ids, inputs_embeds, pixel_values, image_features)
+        return model.language_model.base_model(inputs_embeds=inputs_embeds, **kwargs)

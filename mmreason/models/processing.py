@@ -107,6 +107,31 @@ class MMReasonProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
+    def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        """transformers' hook. Lists of pictures without any are no pictures."""
+        prepared = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        images = prepared[0]
+        if isinstance(images, list | tuple) and all(isinstance(row, list | tuple) and not row for row in images):
+            images = None
+        return images, *prepared[1:]
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """transformers' hook. Texts without any pictures pass: engines tokenize them by themselves.
+
+        Raises:
+            ValueError: other pictures than there are places for.
+        """
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if images is None or text is None:
+            return
+        places = [row.count(self.image_token) for row in text]
+        given = [len(make_flat_list_of_images(images))]
+        nested = isinstance(images, list | tuple) and all(isinstance(row, list | tuple) for row in images)
+        if nested:
+            given = [len(row) for row in images]
+        if places != given if nested else sum(places) != given[0]:
+            raise ValueError(f"the texts have places for {places} pictures, given are {given}")
+
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """What stands in the text for one picture: transformers' hook."""
         return self.image_token * (int(image_inputs["num_tiles"][image_idx]) * self.tokens_per_view)

@@ -248,7 +248,9 @@ def read_settings(projector: Mapping[str, Any], grid: Grid, prefix: int = 0) -> 
             raise ConfigError(
                 f"projector.{key}: {name} has no such setting; it has {', '.join(known)}.{did_you_mean(key, known)}"
             )
-        if not isinstance(value, int) or (value < 1 and key != "bias"):
+        if key == "width" and value is None:
+            continue
+        if type(value) is not (bool if key == "bias" else int) or (value < 1 and key != "bias"):
             raise ConfigError(f"projector.{key}={value!r} must be {'true or false' if key == 'bias' else 'at least 1'}")
     settings = kind.settings(**(given | dict(kind.fixed or {})))
     if isinstance(settings, PooledSettings):

@@ -55,11 +55,12 @@ def prune_timm(encoder: Any, feature_layer: int | None) -> None:
 def timm_tokens(encoder: Any, pixel_values: Tensor) -> tuple[Tensor, int]:
     """(tokens, how many of them stand before the patches) of `forward_features`, whatever its layout."""
     features = encoder.forward_features(pixel_values)
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        shape = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise ConfigError(f"{type(encoder).__name__} gives {shape}: no tokens and no feature map")
     if features.ndim == 4:
         channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
         return (features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)), 0
-    if features.ndim != 3:
-        raise ConfigError(f"{type(encoder).__name__} gives {tuple(features.shape)}: no tokens and no feature map")
     return features, int(getattr(encoder, "num_prefix_tokens", 0) or 0)
 
 
@@ -86,13 +87,15 @@ class OpenClipTower(nn.Module):
             visual.attnpool = nn.Identity()
 
     def _prune_transformer(self, visual: Any, layer: int | None) -> None:
+        # Behind an attention pooling, as CoCa's, the norm is as wide as what it pools to.
+        unnormed = layer is not None or visual.final_ln_after_pool or visual.attn_pool is not None
         visual.proj = visual.attn_pool = visual.attn_pool_contrastive = None
         blocks = len(visual.transformer.resblocks)
         if layer is not None:
             if -layer > blocks:
                 raise ConfigError(f"vision.feature_layer={layer}: the tower has {blocks} layers")
             visual.transformer.resblocks = visual.transformer.resblocks[: blocks + layer + 1]
-        if layer is not None or visual.final_ln_after_pool:
+        if unnormed:
             visual.ln_post = nn.Identity()
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, int]:

@@ -28,7 +28,7 @@ TOWER_KEYS: dict[str, str] = {
     "source": "timm, open_clip or hf",
     "name": "the library's name of the model; for hf a hub id, a folder, or a model type with `config`",
     "weights": "pretrained (the hub's; the default), random, a .safetensors file or a folder with model.safetensors; "
-    "for open_clip also a tag of its pretrained weights",
+    "for open_clip also a tag of its pretrained weights; in code also a mapping of names to tensors",
     "image_size": "side of a view in pixels; the model's own where it is left out",
     "feature_layer": "-1: the last block's output without the final norm, -2: the block before …; left out: the "
     "model's own final features",
@@ -43,12 +43,14 @@ VISION_KEYS: dict[str, str] = {
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-_HF_STATISTICS = {
-    "clip_vision_model": (OPENAI_MEAN, OPENAI_STD),
-    "siglip_vision_model": (HALF, HALF),
-    "siglip2_vision_model": (HALF, HALF),
-}
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+_HF_PREPROCESSING = {
+    "clip_vision_model": (OPENAI_MEAN, OPENAI_STD, _FILTERS["bicubic"]),
+    "siglip_vision_model": (HALF, HALF, _FILTERS["bicubic"]),
+    "siglip2_vision_model": (HALF, HALF, _FILTERS["bilinear"]),
+    "dinov3_vit": (IMAGENET_MEAN, IMAGENET_STD, _FILTERS["bilinear"]),
+}
+"""Model type → (mean, std, filter) of its family's image processor; ImageNet's and bicubic where it isn't listed."""
 
 
 @dataclass
@@ -82,12 +84,16 @@ def resolve_vision(
         raise ConfigError("vision.towers is empty: name at least one tower")
     if common.get("resize", "stretch") not in ("stretch", "pad", "crop"):
         raise ConfigError(f"vision.resize={common['resize']!r} must be stretch, pad or crop")
-    if not isinstance(common.get("max_tiles", 1), int) or common.get("max_tiles", 1) < 1:
+    if not _is_count(common.get("max_tiles", 1)):
         raise ConfigError(f"vision.max_tiles={common['max_tiles']!r} must be a whole number, at least 1")
     towers = [resolve_tower(tower) for tower in given]
     _check_fusion(towers)
     config = MMReasonVisionConfig(towers=[tower.entry for tower in towers], resample=towers[0].resample, **common)
     return config, towers
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _check_keys(given: Mapping[str, Any], known: Mapping[str, str], what: str) -> None:
@@ -114,6 +120,9 @@ def resolve_tower(given: Mapping[str, Any]) -> Tower:
         raise ConfigError(f"vision.source={source!r}; known: {', '.join(TOWERS)}.{did_you_mean(str(source), TOWERS)}")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"vision.name is missing: {TOWER_KEYS['name']}")
+    size = given.get("image_size")
+    if size is not None and not _is_count(size):
+        raise ConfigError(f"vision.image_size={size!r} must be a whole number of pixels")
     layer, select = given.get("feature_layer"), given.get("select", "patch")
     if select not in ("patch", "all"):
         raise ConfigError(f"vision.select={select!r} must be patch or all")
@@ -167,6 +176,8 @@ def _timm(entry: dict[str, Any], given: Mapping[str, Any]) -> Tower:
     try:
         model = _create_timm(name, settings, pretrained)
     except (OSError, RuntimeError, ValueError) as error:
+        if not pretrained:
+            raise ConfigError(f"vision.config: {name}: {_first_line(error)}") from error
         raise _no_weights(entry, error) from error
     data = timm.data.resolve_model_data_config(model)
     entry |= {"settings": settings, "image_size": int(given.get("image_size") or data["input_size"][-1])}
@@ -256,7 +267,7 @@ def _hf(entry: dict[str, Any], given: Mapping[str, Any]) -> Tower:
 
     name, weights, extra = entry["name"], given.get("weights", "pretrained"), dict(given.get("config") or {})
     if name in CONFIG_MAPPING:
-        config = CONFIG_MAPPING[name](**extra)
+        config = _hf_config_of_type(name, extra)
         if weights == "pretrained":
             raise ConfigError(f"vision: {name} is a model type without weights; weights: random, a file or a folder")
     else:
@@ -266,7 +277,8 @@ def _hf(entry: dict[str, Any], given: Mapping[str, Any]) -> Tower:
         settings.pop(key, None)
     size = given.get("image_size") or getattr(config, "image_size", None) or 224
     entry |= {"settings": settings, "image_size": int(size)}
-    _statistics(entry, *_hf_statistics(name, config.model_type))
+    mean, std, resample = _hf_preprocessing(name, config.model_type)
+    _statistics(entry, mean, std)
     module: Any = TOWERS["hf"](entry)
     if weights == "pretrained":
         state = _hf_weights(name, config, entry)
@@ -274,7 +286,19 @@ def _hf(entry: dict[str, Any], given: Mapping[str, Any]) -> Tower:
     elif weights != "random":
         state = _read_weights(weights)
         _fill(module.encoder, state, _hf_keys(config), (), entry)
-    return Tower(entry, module)
+    return Tower(entry, module, resample)
+
+
+def _hf_config_of_type(model_type: str, extra: Mapping[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto import CONFIG_MAPPING
+
+    config_class = CONFIG_MAPPING[model_type]
+    _check_extra(model_type, extra, config_class())
+    try:
+        return config_class(**extra)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ConfigError(f"vision.config: {model_type}: {' '.join(str(error).split())}") from error
 
 
 def _hf_config(name: str, extra: Mapping[str, Any]) -> Any:
@@ -288,20 +312,31 @@ def _hf_config(name: str, extra: Mapping[str, Any]) -> Any:
             f"vision.name={name!r} is neither a hub model, a folder nor a model type: {_first_line(error)}"
         ) from error
     config = getattr(config, "vision_config", config)
+    _check_extra(name, extra, config)
     for key, value in extra.items():
         setattr(config, key, value)
     return config
 
 
-def _hf_statistics(name: str, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of the model's own image processor; of its family where it comes without one."""
-    from transformers import AutoImageProcessor
+def _check_extra(name: str, extra: Mapping[str, Any], config: Any) -> None:
+    for key in extra:
+        if not hasattr(config, key):
+            raise ConfigError(f"vision.config: {name} has no {key}.{did_you_mean(key, config.to_dict())}")
 
+
+def _hf_preprocessing(name: str, model_type: str) -> tuple[Sequence[float], Sequence[float], int]:
+    """(mean, std, filter) of the model's own image processor; of its family where it comes without one."""
+    from transformers import AutoImageProcessor
+    from transformers.models.auto import CONFIG_MAPPING
+
+    family = _HF_PREPROCESSING.get(model_type, (IMAGENET_MEAN, IMAGENET_STD, _FILTERS["bicubic"]))
+    if name in CONFIG_MAPPING:
+        return family
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-        return processor.image_mean, processor.image_std
+        return processor.image_mean, processor.image_std, int(processor.resample)
     except (OSError, ValueError, AttributeError):
-        return _HF_STATISTICS.get(model_type, (IMAGENET_MEAN, IMAGENET_STD))
+        return family
 
 
 def _hf_weights(name: str, config: Any, entry: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -330,8 +365,10 @@ def _hf_keys(config: Any) -> set[str]:
 _RESOLVERS = {"timm": _timm, "open_clip": _open_clip, "hf": _hf}
 
 
-def _read_weights(place: str) -> dict[str, Tensor]:
+def _read_weights(place: str | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors of a .safetensors file, or of the one in a folder. No other format: some can run code."""
+    if isinstance(place, Mapping):
+        return place
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

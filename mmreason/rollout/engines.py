@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from accelerate import Accelerator
 from mmreason.rollout.hf import HFEngine
 from mmreason.rollout.types import Engine
 
-# Names under which configurations keep the ids of placeholder tokens that stand for an image or a video.
-_PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id")
+# Names under which configurations keep the ids of placeholder tokens that stand for an image, a video or a sound.
+_PLACEHOLDERS = (
+    "image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id", "audio_token_index"
+)  # fmt: skip
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -24,11 +26,20 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def placeholder_token_ids(model: Any) -> list[int]:
-    """Tokens that a policy must never sample: a placeholder without its image breaks the next forward pass."""
-    config = model.config
-    found = {getattr(config, name, None) for name in _PLACEHOLDERS}
-    vocab = config.get_text_config().vocab_size
+    """Tokens that a policy must never sample: a placeholder without its image breaks the next forward pass.
+
+    Found in the model's configuration and all that are nested in it.
+    """
+    found = {getattr(config, name, None) for config in _nested(model.config) for name in _PLACEHOLDERS}
+    vocab = model.config.get_text_config().vocab_size
     return sorted(token for token in found if isinstance(token, int) and 0 <= token < vocab)
+
+
+def _nested(config: Any) -> Iterator[Any]:
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        if (inner := getattr(config, name, None)) is not None:
+            yield from _nested(inner)
 
 
 def build_engine(
@@ -42,12 +53,13 @@ def build_engine(
     eos_token_ids: Sequence[int],
     banned_token_ids: Sequence[int],
     max_prompt_tokens: int,
+    max_images: int = 0,
 ) -> Engine:
     """The engine that `args` (a PolicyConfig) names: HF generate, vLLM in this process, or a vLLM server.
 
     Args:
         model: the prepared policy. checkpoint: where vLLM reads configuration and initial weights from.
-        max_prompt_tokens: longest prompt of the run, for vLLM's context length.
+        max_prompt_tokens, max_images: of the longest prompt of the run, and of the one with most images, for vLLM.
     """
     if not args.use_vllm:
         return HFEngine(
@@ -82,6 +94,7 @@ def build_engine(
         eos_token_ids=eos_token_ids,
         banned_token_ids=banned_token_ids,
         max_model_length=args.vllm_max_model_length or max_prompt_tokens + args.max_completion_length,
+        max_images_per_prompt=max_images,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,
         tensor_parallel_size=args.vllm_tensor_parallel_size,
         enable_sleep_mode=args.vllm_enable_sleep_mode,

@@ -10,7 +10,11 @@ from statistics import NormalDist
 from typing import Any
 
 from mmreason.answers import Judgement, majority_vote, verify_many
+from mmreason.data.visual import Visuals
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
+
+VISUALS_AT_ONCE = 32
+"""Problems with pictures that a process gives to its engine in one call."""
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -100,6 +104,7 @@ def evaluate(
     *,
     k: int,
     seed: int,
+    visuals: Visuals | None = None,
     rank: int = 0,
     world_size: int = 1,
     gather_objects: Callable[[list[Any]], list[Any]] = lambda items: items,
@@ -113,16 +118,18 @@ def evaluate(
         prompt_ids: one per problem. examples: rows with `answer` and `meta`.
         decode: token ids → text.
         k: samples of the vote; below 2 there is no vote.
+        visuals: the problems' pictures, where there are any.
 
     Returns: (accuracies, the greedy answers in the order of the problems).
     """
     share = math.ceil(len(examples) / world_size)
     mine = [i * world_size + rank for i in range(share)]
     rows = [i if i < len(examples) else 0 for i in mine]
-    greedy = engine.generate([Request(prompt_ids[i], 1) for i in rows], sampling.greedy(), seed)
+    asked = [(prompt_ids[i], i) for i in rows]
+    greedy = _answer(engine, asked, visuals, 1, sampling.greedy(), seed)
     votes: list[list[Completion]] = [[] for _ in rows]
     if k > 1:
-        votes = engine.generate([Request(prompt_ids[i], k) for i in rows], sampling, seed + 1)
+        votes = _answer(engine, asked, visuals, k, sampling, seed + 1)
 
     records: list[dict[str, Any]] = []
     for position, i in enumerate(mine):
@@ -146,6 +153,25 @@ def evaluate(
         for i, (record, judgement) in enumerate(zip(records, judged, strict=True))
     ]
     return evaluation, answers
+
+
+def _answer(
+    engine: Engine,
+    asked: Sequence[tuple[list[int], int]],
+    visuals: Visuals | None,
+    n: int,
+    sampling: Sampling,
+    seed: int,
+) -> list[list[Completion]]:
+    """n completions for each (prompt ids, problem)."""
+    if visuals is None:
+        return engine.generate([Request(ids, n) for ids, _ in asked], sampling, seed)
+    out: list[list[Completion]] = []
+    # Pictures as pixels are large: only some problems' are in memory at a time.
+    for start in range(0, len(asked), VISUALS_AT_ONCE):
+        part = asked[start : start + VISUALS_AT_ONCE]
+        out += engine.generate([Request(ids, n, visuals[i]) for ids, i in part], sampling, seed + 2 * start)
+    return out
 
 
 def _score(

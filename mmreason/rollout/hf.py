@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.models import unwrap_model_for_generation
 
+from mmreason.data.visual import collate_visual
 from mmreason.rollout.parallel import data_rank
+from mmreason.rollout.scoring import check_visuals, floating_dtype
 from mmreason.rollout.types import Completion, Request, Sampling
 
 
@@ -118,7 +120,8 @@ class HFEngine:
         return GenerationConfig(**(settings | sampling.extra))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> list[list[Completion]]:
-        rows = [request.prompt_ids for request in requests for _ in range(request.n)]
+        check_visuals([request.prompt_ids for request in requests], [request.visual for request in requests])
+        rows = [request for request in requests for _ in range(request.n)]
         step = self.batch_size or max(len(rows), 1)
         flat: list[Completion] = []
         wrapped_training = self.model.training
@@ -148,21 +151,24 @@ class HFEngine:
         return out
 
     def _generate_rows(
-        self, model: Any, rows: list[list[int]], config: GenerationConfig, sampling: Sampling
+        self, model: Any, rows: list[Request], config: GenerationConfig, sampling: Sampling
     ) -> list[Completion]:
-        width = max(len(row) for row in rows)
+        width = max(len(row.prompt_ids) for row in rows)
         ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            mask[i, width - len(row) :] = 1
+            start = width - len(row.prompt_ids)
+            ids[i, start:] = torch.tensor(row.prompt_ids)
+            mask[i, start:] = 1
         device = self.accelerator.device
+        visuals = [row.visual for row in rows]
         recorder = _TokenRecorder(sampling.temperature, width)
         sequences = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList([recorder]),
+            **collate_visual(visuals, width, padding_side="left", device=device, dtype=floating_dtype(model)),
         )
         logps = recorder.finish(sequences).cpu().tolist()
         out = []

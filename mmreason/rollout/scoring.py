@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mmreason.data.visual import VisualPrompt, collate_visual
 from mmreason.losses.lm import token_logps
 
 
@@ -38,11 +39,27 @@ def _base_forward(model: Any) -> Any:
     return type(model).forward
 
 
+def floating_dtype(model: Any) -> torch.dtype:
+    """The dtype that a model's pixel values come in: that of its first floating-point weights."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def check_visuals(prompts: Sequence[Sequence[int]], visuals: Sequence[VisualPrompt | None] | None) -> None:
+    """Raise ValueError where a prompt's ids are not those that its pictures were rendered with."""
+    for i, (prompt, visual) in enumerate(zip(prompts, visuals or [None] * len(prompts), strict=True)):
+        if visual is not None and list(prompt) != visual.ids:
+            raise ValueError(
+                f"prompt {i} of the batch has {len(prompt)} tokens that are not the {len(visual.ids)} that its "
+                f"{len(visual.images)} image(s) were rendered with"
+            )
+
+
 def completion_logps(
     model: Any,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     *,
+    visuals: Sequence[VisualPrompt | None] | None = None,
     temperature: float = 1.0,
     banned_token_ids: Sequence[int] = (),
     with_entropy: bool = False,
@@ -54,8 +71,9 @@ def completion_logps(
     is invisible to the tokens that count, absolute positions stay right, and the fast causal attention kernels apply.
 
     Args:
-        model: any causal LM (wrapped or not) whose forward gives `.logits` (B, T, V).
+        model: any causal LM or vision-language model (wrapped or not) whose forward gives `.logits` (B, T, V).
         prompts, completions: B lists of token ids each; prompts may not be empty, completions may.
+        visuals: the pictures of each prompt, None for one of text; None where no prompt has any.
         temperature: the one that was sampled with.
         banned_token_ids: tokens that the sampler could not choose; they get probability 0 here too, or the ratio would
             drift.
@@ -65,15 +83,19 @@ def completion_logps(
         logps and entropy, (B, C) float32 nats, 0 on padding. C is the longest completion.
 
     Raises:
-        ValueError: a prompt is empty, so its first completion token has nothing to be predicted from.
+        ValueError: a prompt is empty, so its first completion token has nothing to be predicted from; or a prompt is
+            not the one that its pictures were rendered for.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt has no tokens: the first completion token can't be scored (add a BOS token)")
+    check_visuals(prompts, visuals)
     device = next(iter(model.parameters())).device
     rows = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]
     input_ids = pad_right(rows, pad_token_id, torch.long, device)
     first = min(len(prompt) for prompt in prompts) - 1  # the earliest position whose logits are needed
     kwargs: dict[str, Any] = {"use_cache": False}
+    if visuals is not None:
+        kwargs |= collate_visual(visuals, input_ids.shape[1], device=device, dtype=floating_dtype(model))
     keeps = "logits_to_keep" in inspect.signature(_base_forward(model)).parameters
     if keeps:
         kwargs["logits_to_keep"] = input_ids.shape[1] - first

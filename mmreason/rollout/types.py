@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from mmreason.data.visual import VisualPrompt
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,10 +28,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """n samples of one prompt. prompt_ids is the tokenized prompt, special tokens included."""
+    """n samples of one prompt.
+
+    prompt_ids: the tokenized prompt, special tokens included and image placeholders expanded.
+    visual: its pictures, where it has some; then prompt_ids equals visual.ids.
+    """
 
     prompt_ids: list[int]
     n: int
+    visual: VisualPrompt | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 
 from mmreason.rollout.parallel import data_rank
 from mmreason.rollout.types import Completion, Request, Sampling
+from mmreason.rollout.vllm_models import check_prompt, check_runs, model_settings
 from mmreason.rollout.weights import full_weights
 from mmreason.types import ConfigError
 
@@ -50,8 +52,7 @@ def _sampling_params(sampling: Sampling, n: int, eos: Sequence[int], banned: Seq
         "detokenize": False,
     }
     if banned:
-        # -100 is vLLM's lowest bias; e^-100 is zero in float32
-        settings["logit_bias"] = dict.fromkeys(banned, -100.0)
+        settings["logit_bias"] = dict.fromkeys(banned, float("-inf"))
     return SamplingParams(**(settings | sampling.extra))
 
 
@@ -77,8 +78,12 @@ class VLLMColocateEngine:
     Args:
         model: the prepared policy. checkpoint: folder or hub id with its configuration, tokenizer and initial weights.
         dtype: the dtype that the trainer computes in.
-        max_model_length: prompt + completion tokens. seed_stride: see `generate`.
+        max_model_length: prompt + completion tokens, image tokens included.
+        max_images_per_prompt: most images of one prompt. 0: text only, and a vision tower takes no memory.
         tensor_parallel_size: processes that share one engine; divides the number of processes.
+
+    Raises:
+        ConfigError: vLLM is missing, can't be colocated with this model, or can't give it images.
     """
 
     name = "vllm_colocate"
@@ -93,6 +98,7 @@ class VLLMColocateEngine:
         eos_token_ids: Sequence[int],
         banned_token_ids: Sequence[int] = (),
         max_model_length: int,
+        max_images_per_prompt: int = 0,
         max_num_seqs: int | None = None,
         gpu_memory_utilization: float = 0.3,
         tensor_parallel_size: int = 1,
@@ -103,6 +109,7 @@ class VLLMColocateEngine:
         require_vllm()
         self.model, self.accelerator = model, accelerator
         self.eos_token_ids, self.banned_token_ids = list(eos_token_ids), list(banned_token_ids)
+        self.checkpoint, self.max_images_per_prompt = checkpoint, max_images_per_prompt
         self.tensor_parallel_size = tensor_parallel_size
         on_gpu = torch.cuda.is_available()
         self.sleeps = enable_sleep_mode and on_gpu
@@ -111,8 +118,7 @@ class VLLMColocateEngine:
                 f"vllm_tensor_parallel_size={tensor_parallel_size} must divide the number of processes "
                 f"({accelerator.num_processes})"
             )
-        if not on_gpu:
-            _refuse_experts(checkpoint, trust_remote_code)
+        settings = model_settings(checkpoint, max_images_per_prompt, model_impl, trust_remote_code)
         self._tp_group = self._make_tp_group()
         self._prepare_environment()
         from vllm import LLM
@@ -126,15 +132,13 @@ class VLLMColocateEngine:
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 enable_sleep_mode=self.sleeps,
-                model_impl=model_impl,
-                trust_remote_code=trust_remote_code,
                 distributed_executor_backend="external_launcher",
                 logprobs_mode="processed_logprobs",  # at the sampling temperature, as the trainer scores
                 generation_config="vllm",  # not the sampling defaults of the checkpoint's generation_config.json
                 enforce_eager=not on_gpu,
-                limit_mm_per_prompt={"image": 0, "video": 0} if _is_multimodal(checkpoint, trust_remote_code) else None,
                 seed=accelerator.process_index // tensor_parallel_size,
                 disable_log_stats=True,
+                **settings,
             )
         self.dtype = dtype
         self._has_weights = True  # level-2 sleep throws them away
@@ -165,8 +169,11 @@ class VLLMColocateEngine:
         from trl.trainer.utils import ensure_master_addr_port
 
         if not torch.distributed.is_initialized():
-            # vLLM makes its own group of one; a free port keeps two runs on one machine apart.
-            os.environ["MASTER_PORT"] = "auto"
+            # vLLM makes its own group of one. The system's choice of a port keeps two runs apart that start at once;
+            # TRL's search would give both of them its first candidate.
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
         ensure_master_addr_port()
 
     def _sleep(self) -> None:
@@ -188,22 +195,29 @@ class VLLMColocateEngine:
         if not torch.cuda.is_available():
             _repack_tied_head(runner.model)
         self.llm.reset_prefix_cache()
+        if self.max_images_per_prompt:
+            # Features of images that were seen before come from the old tower. `reload_weights` empties the runner's
+            # store of them, but the scheduler would go on believing that they are there.
+            self.llm.llm_engine.reset_encoder_cache()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """See Engine.
+
+        Raises:
+            ConfigError: a prompt has more images than vLLM was started for, or vLLM's processor makes another prompt of
+                text and images than the trainer's did.
+        """
         if not self._has_weights:
             self.sync()  # a second call after one sync: the first one's sleep has dropped the weights
-        mine = list(requests)
+        mine = [(self._prompt(request), request.n) for request in requests]
         everyone = mine
         if self._tp_group is not None:
             gathered: list[Any] = [None] * self.tensor_parallel_size
             torch.distributed.all_gather_object(gathered, mine, group=self._tp_group)
-            everyone = [request for part in gathered for request in part]
+            everyone = [item for part in gathered for item in part]
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
-        prompts = [{"prompt_token_ids": request.prompt_ids} for request in everyone]
-        params = [
-            _sampling_params(sampling, request.n, self.eos_token_ids, self.banned_token_ids) for request in everyone
-        ]
+        params = [_sampling_params(sampling, n, self.eos_token_ids, self.banned_token_ids) for _, n in everyone]
         # vLLM's sampler draws from torch's global generator. One seed per call, the same within a tensor-parallel
         # group, makes the call repeatable without the cost of a generator per request.
         group = data_rank(self.accelerator)
@@ -212,14 +226,27 @@ class VLLMColocateEngine:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed + 7919 * group)
-            outputs = self.llm.generate(prompts, params, use_tqdm=False)
+            outputs = self.llm.generate([prompt for prompt, _ in everyone], params, use_tqdm=False)
         if self.sleeps:
             self._sleep()
         if self._tp_group is not None:
             rank = torch.distributed.get_rank(self._tp_group)
             start = sum(len(part) for part in gathered[:rank])
             outputs = outputs[start : start + len(mine)]
+        for request, output in zip(requests, outputs, strict=True):
+            check_prompt(request.prompt_ids, output.prompt_token_ids, self.checkpoint)
         return [[_completion(sample) for sample in output.outputs] for output in outputs]
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        if request.visual is None:
+            return {"prompt_token_ids": request.prompt_ids}
+        images = request.visual.images
+        if len(images) > self.max_images_per_prompt:
+            raise ConfigError(
+                f"a prompt has {len(images)} image(s), but vLLM was started for at most {self.max_images_per_prompt}: "
+                "raise max_images_per_prompt"
+            )
+        return {"prompt_token_ids": request.visual.engine_ids, "multi_modal_data": {"image": images}}
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -244,27 +271,20 @@ def _completion(sample: Any) -> Completion:
     return Completion(ids, logps, truncated=sample.finish_reason == "length")
 
 
-def _is_multimodal(checkpoint: str, trust_remote_code: bool) -> bool:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-    return hasattr(config, "vision_config")
-
-
-def _refuse_experts(checkpoint: str, trust_remote_code: bool) -> None:
-    """After `reload_weights` vLLM 0.31's CPU kernel for experts gives other log-probabilities, without an error."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code).get_text_config()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise ConfigError(
-            f"{checkpoint}: vLLM on the CPU computes with wrong expert weights once they have been renewed; sample "
-            "this mixture-of-experts model with use_vllm: false, or on a GPU"
-        )
+def _bans(token_ids: Sequence[int], tokenizer: Any) -> dict[str, Any]:
+    """Sampling arguments that keep tokens away over HTTP, where a bias can't be lower than -100."""
+    words = {token: tokenizer.convert_ids_to_tokens(token) for token in token_ids}
+    exact = [token for token, word in words.items() if tokenizer.encode(word, add_special_tokens=False) == [token]]
+    biased = dict.fromkeys((token for token in token_ids if token not in exact), -100.0)
+    return {"bad_words": [words[token] for token in exact]} | ({"logit_bias": biased} if biased else {})
 
 
 class VLLMServerEngine:
-    """A `trl vllm-serve` server on other GPUs; TRL's client sends the prompts and broadcasts the weights over NCCL."""
+    """A `vllm serve` server on other GPUs; TRL's client sends prompts and images and broadcasts the weights over NCCL.
+
+    Args:
+        processing_class: the tokenizer, or for images the processor.
+    """
 
     name = "vllm_server"
 
@@ -272,7 +292,7 @@ class VLLMServerEngine:
         self,
         model: Any,
         accelerator: Accelerator,
-        tokenizer: Any,
+        processing_class: Any,
         *,
         eos_token_ids: Sequence[int],
         banned_token_ids: Sequence[int] = (),
@@ -289,14 +309,13 @@ class VLLMServerEngine:
             )
         from trl.generation.vllm_generation import VLLMGeneration
 
-        self.accelerator = accelerator
-        self.extra: dict[str, Any] = {"stop_token_ids": list(eos_token_ids)}
-        if banned_token_ids:
-            self.extra["logit_bias"] = dict.fromkeys(banned_token_ids, -100.0)
+        self.accelerator, self.processing_class = accelerator, processing_class
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.extra: dict[str, Any] = {"stop_token_ids": list(eos_token_ids), **_bans(banned_token_ids, tokenizer)}
         self.backend = VLLMGeneration(
             model,
             accelerator,
-            tokenizer,
+            processing_class,
             mode="server",
             server_base_url=base_url,
             server_host=host,
@@ -307,6 +326,10 @@ class VLLMServerEngine:
 
     def sync(self) -> None:
         self.backend.sync_weights()
+        if self.accelerator.is_main_process:
+            # TRL leaves the features of images that were seen before, which come from the old tower.
+            client = self.backend.vllm_client
+            client.session.post(f"{client.base_url}/reset_encoder_cache").raise_for_status()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> list[list[Completion]]:
         counts = {request.n for request in requests}
@@ -321,8 +344,13 @@ class VLLMServerEngine:
         backend.min_p, backend.repetition_penalty = sampling.min_p or 0.0, sampling.repetition_penalty
         backend.max_completion_length = sampling.max_tokens
         backend.generation_kwargs = self.extra | sampling.extra
+        # The server takes prompts whose image placeholders are expanded already, unlike vLLM's LLM class.
         prompts = [request.prompt_ids for request in requests for _ in range(n)]
-        _, completion_ids, logprobs, _ = backend.generate(prompts, images=None, num_generations=n)
+        images = [request.visual.images if request.visual else None for request in requests for _ in range(n)]
+        for request in requests:
+            if request.visual is not None:
+                check_runs(request.prompt_ids, len(request.visual.images), self.processing_class)
+        _, completion_ids, logprobs, _ = backend.generate(prompts, images=images, num_generations=n)
         nan = float("nan")
         stops = set(self.extra["stop_token_ids"])
         flat = []

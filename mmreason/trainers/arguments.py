@@ -27,6 +27,18 @@ class ModelArguments:
     model_name_or_path: str | None = _opt(
         None, "Hub id or folder of any causal LM or image-text-to-text model. None: the demo's tiny decoder."
     )
+    decoder: str | None = _opt(
+        None, "(ours) Hub id or folder of a causal LM that vision and projector are put before, in place of a model."
+    )
+    vision: dict[str, Any] | None = _opt(
+        None, "(ours) {source: timm|open_clip|hf, name, weights, image_size, …}; see mmreason compose --help."
+    )
+    projector: dict[str, Any] | None = _opt(
+        None, "(ours) {kind: linear|mlp|pixel_shuffle|avg_pool|perceiver|qformer, …}. None: a two-layer MLP."
+    )
+    freeze_modules: list[str] | None = _opt(
+        None, "(ours) Modules that are not trained, by name or pattern: [vision_tower, language_model]."
+    )
     model_revision: str = _opt("main", "Branch, tag or commit of the model on the hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _opt(
         "float32", "Dtype of the weights. With bf16 autocast keep float32 weights; 'auto' takes the checkpoint's."
@@ -60,6 +72,9 @@ class DataArguments:
     word_problems: dict[str, Any] | None = _opt(
         None, "(ours) Arguments of data_builders.word_problems where no dataset is named, e.g. {level: 3, n: 4000}."
     )
+    shapes: dict[str, Any] | None = _opt(
+        None, "(ours) Where no dataset is named: pictures of data_builders.shapes, with its arguments, e.g. {level: 1}."
+    )
     dataset_train_split: str = _opt("train", "Training split; slices such as train[:1000] work.")
     dataset_test_split: str | None = _opt(
         None, "Held-out split. None: eval_samples rows are held out of the training split."
@@ -80,9 +95,13 @@ class DataArguments:
     on_bad_row: Literal["error", "drop"] = _opt(
         "error", "(ours) What to do with a row that has no answer or one that can't be checked."
     )
+    image_root: str | None = _opt(
+        None, "(ours) Folder that relative image paths start from and no image may lie outside of. None: the dataset's."
+    )
+    image_urls: bool = _opt(False, "(ours) Fetch images that are given as http(s) URLs, from public addresses only.")
     max_train_samples: int | None = _opt(None, "(ours) Use only the first N training rows.")
     max_prompt_length: int | None = _opt(
-        512, "(ours) A longer prompt is a bad row, never cut silently. None: no limit."
+        512, "(ours) A longer prompt, image tokens included, is a bad row, never cut silently. None: no limit."
     )
     eval_samples: int = _opt(
         200, "(ours) Problems of each held-out set, measured before and after training. 0: no evaluation."
@@ -200,7 +219,7 @@ class PolicyConfig(TrainingOptions):
     vllm_model_impl: str = _opt("auto", "vLLM's model implementation: auto, vllm or transformers.")
     vllm_enable_sleep_mode: bool = _opt(False, "Free the engine's GPU memory during the update (colocate).")
     vllm_gpu_memory_utilization: float = _opt(0.3, "Share of GPU memory for the colocated engine.")
-    vllm_max_model_length: int | None = _opt(None, "Engine context. None: max_prompt_length + max_completion_length.")
+    vllm_max_model_length: int | None = _opt(None, "Engine context. None: longest prompt + max_completion_length.")
     vllm_tensor_parallel_size: int = _opt(1, "Devices that share one colocated engine.")
     vllm_server_base_url: str | None = _opt(None, "URL of the server, instead of host and port.")
     vllm_server_host: str = _opt("0.0.0.0", "Host of the server.")
@@ -236,6 +255,12 @@ class PolicyConfig(TrainingOptions):
     )
     disable_dropout: bool = _opt(False, "Set every dropout of the policy to 0.")
 
+    # images
+    feature_store: str | None = _opt(
+        None, "(ours) Folder where a frozen vision tower's features are kept, so that each image is encoded once."
+    )
+    feature_store_gib: float = _opt(32.0, "(ours) Bound of its size on disk.")
+
     # optimizer
     learning_rate: float = _opt(1e-6, "Peak learning rate.")
 
@@ -245,6 +270,12 @@ class PolicyConfig(TrainingOptions):
         "Steps between greedy evaluations on the held-out problems while training; below 1: a share of all steps. "
         "None: only before and after.",
     )
+    canary_steps: int | None = _opt(
+        None,
+        "(ours) Steps between checks that images reach the model in scoring and sampling; a failure stops the run. "
+        "The first check is before the first step. None: no check.",
+    )
+    canary_samples: int = _opt(16, "(ours) Problems with images for that check, held-out ones where there are any.")
     save_steps: int = _opt(500, "Steps between checkpoints; 0: only at the end.")
     save_only_model: bool = _opt(False, "Checkpoints without optimizer state: smaller, can't be resumed.")
     log_completions: bool = _opt(False, "Print a few completions at each logging step.")
@@ -302,6 +333,12 @@ class PolicyConfig(TrainingOptions):
             raise ConfigError(
                 f"eval_steps={every} must be a whole number of steps, a share of all steps below 1, or null"
             )
+        if self.canary_steps is not None and self.canary_steps < 1:
+            raise ConfigError(f"canary_steps={self.canary_steps} must be at least 1, or null for no check")
+        if self.canary_samples < 1:
+            raise ConfigError(f"canary_samples={self.canary_samples} must be at least 1")
+        if not self.feature_store_gib > 0:
+            raise ConfigError(f"feature_store_gib={self.feature_store_gib} must be above 0")
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         if low is not None and high is not None and low >= high:
             raise ConfigError(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+)
 from torch import Tensor, nn
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
@@ -113,6 +120,29 @@ class DataParallel:
             return flag
         value = torch.tensor([float(flag)], device=self.accelerator.device)
         return bool(self.accelerator.gather(value).max().item() > 0)
+
+
+def prepare_for_images(model: Any, accelerator: Accelerator, counts: Sequence[int]) -> None:
+    """Let processes whose micro-batches have no images wait for those whose have some, before the model is prepared.
+
+    Args: counts: images of each training row.
+
+    Raises:
+        ConfigError: weights are sharded and only some rows have images: processes would wait for each other for ever,
+            because all of them have to put a layer together when one uses it.
+    """
+    if accelerator.num_processes == 1:
+        return
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        with_images = sum(count > 0 for count in counts)
+        if 0 < with_images < len(counts):
+            raise ConfigError(
+                f"{with_images} of {len(counts)} training rows have images: with DeepSpeed or FSDP, processes with and "
+                "without images would wait for each other for ever; train on rows of one kind, or with plain data "
+                "parallelism (recipes/accelerate/ddp.yaml)"
+            )
+    elif hasattr(model.config, "vision_config"):
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
 def build_optimizer(model: nn.Module, args: PolicyConfig) -> torch.optim.Optimizer:

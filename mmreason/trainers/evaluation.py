@@ -28,14 +28,16 @@ def measure(
     engine: Engine, held_out: HeldOut, tokenizer: Any, sampling: Sampling, parallel: DataParallel, *, k: int, seed: int
 ) -> tuple[Evaluation, list[GreedyAnswer]]:
     """Let all processes answer a held-out set. The engine has the weights that are to be measured. Collective."""
+    pictures = [name for name in ("images",) if name in held_out.dataset.column_names]
     return evaluate(
         engine,
         held_out.prompt_ids,
-        list(held_out.dataset),
+        list(held_out.dataset.remove_columns(pictures)),
         lambda ids: decode(tokenizer, ids),
         sampling,
         k=k,
         seed=seed,
+        visuals=held_out.visuals,
         rank=parallel.rank,
         world_size=parallel.size,
         gather_objects=parallel.gather_objects,

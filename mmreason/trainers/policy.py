@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from mmreason.data.visual import VisualPrompt, image_counts, visuals_of
 from mmreason.losses.advantages import GroupAdvantages, group_advantages
 from mmreason.losses.policy import BatchSize, aggregate, clipped_surrogate, importance_weights, kl_to_reference
 from mmreason.rewards.accuracy import judge
@@ -25,12 +26,20 @@ from mmreason.rewards.run import RewardBatch, compute_rewards
 from mmreason.rollout.engines import build_engine, end_token_ids, placeholder_token_ids
 from mmreason.rollout.evaluate import Evaluation, GreedyAnswer
 from mmreason.rollout.scoring import completion_logps, completion_mask, pad_right
-from mmreason.rollout.types import Request, Sampling
+from mmreason.rollout.types import Engine, Request, Sampling
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples, StepMetrics, unpad
+from mmreason.trainers.canary import TrainingCanary, canary_rows
 from mmreason.trainers.checkpointing import load_policy, save_policy
-from mmreason.trainers.distributed import DataParallel, build_optimizer, lr_schedule, prepare_reference
+from mmreason.trainers.distributed import (
+    DataParallel,
+    build_optimizer,
+    lr_schedule,
+    prepare_for_images,
+    prepare_reference,
+)
 from mmreason.trainers.evaluation import measure
+from mmreason.trainers.features import open_features
 from mmreason.trainers.problems import HeldOut
 from mmreason.trainers.records import RunRecords, tracker_config
 from mmreason.trainers.reporting import Reporter, decode
@@ -56,12 +65,14 @@ class PolicyTrainer:
     """Trains a policy with verifiable rewards: GRPO, Dr. GRPO, DAPO, BNPO.
 
     Args:
-        model: any causal LM or PEFT model, not yet prepared.
+        model: any causal LM, vision-language model or PEFT model, not yet prepared.
         args: resolved options (`build_accelerator` does that).
         reward_funcs: see mmreason.rewards. reward_weights: one number each, or None for ones.
-        train_dataset: rows with `prompt`; all other columns go to the rewards.
-        prompt_ids: the tokenized prompt of each row (mmreason.data.render).
-        tokenizer: decodes completions. accelerator: from `build_accelerator`.
+        train_dataset: rows with `prompt` and, where they have pictures, `images`; all other columns go to the rewards.
+        prompt_ids: the tokenized prompt of each row, image placeholders expanded (mmreason.data.check_prompts).
+        tokenizer: decodes completions and is saved with the model; for images the model's processor, which renders
+            them again whenever they are used. accelerator: from `build_accelerator`.
+        held_out: sets that will be measured: their prompts have to fit into the engine, too.
         checkpoint: folder or hub id that vLLM reads configuration and initial weights from.
         ref_model: a second copy, needed where beta > 0 and the model has no adapter that could be switched off.
     """
@@ -77,19 +88,22 @@ class PolicyTrainer:
         tokenizer: Any,
         accelerator: Accelerator,
         checkpoint: str = "",
+        held_out: Mapping[str, HeldOut] | None = None,
         reward_weights: Sequence[float] | None = None,
         ref_model: Any = None,
     ):
-        self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
+        self.args, self.accelerator, self.processor = args, accelerator, tokenizer
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self.reward_funcs, self.reward_weights = list(reward_funcs), reward_weights
         self.dataset, self.prompt_ids = train_dataset, list(prompt_ids)
+        self.visuals = visuals_of(train_dataset, self.prompt_ids, tokenizer, args.chat_template_kwargs)
         self.parallel = DataParallel(accelerator)
         self.state = RunState()
         self.order = PromptOrder(len(self.prompt_ids), args.seed, args.shuffle_dataset)
         self.total_steps = self._count_steps()
         self.learning_rate = lr_schedule(args, self.total_steps)
         self.is_peft = hasattr(model, "peft_config")
-        eos, banned = end_token_ids(model, tokenizer), placeholder_token_ids(model)
+        eos, banned = end_token_ids(model, self.tokenizer), placeholder_token_ids(model)
         self.banned_token_ids = banned
         self.compute_dtype = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
         self._prepare_model(model)
@@ -98,6 +112,7 @@ class PolicyTrainer:
             if ref_model is None:
                 raise ValueError("beta > 0 without an adapter needs ref_model")
             self.reference = prepare_reference(ref_model, accelerator)
+        prepare_for_images(model, accelerator, list(image_counts(train_dataset)))
         self.policy, self.optimizer = accelerator.prepare(model, build_optimizer(model, args))
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
@@ -108,21 +123,16 @@ class PolicyTrainer:
             repetition_penalty=args.repetition_penalty,
             extra=args.generation_kwargs or {},
         )
-        self.engine = build_engine(
-            args,
-            self.policy,
-            accelerator,
-            tokenizer,
-            checkpoint=checkpoint,
-            dtype=self.compute_dtype,
-            eos_token_ids=eos,
-            banned_token_ids=banned,
-            max_prompt_tokens=max(len(ids) for ids in self.prompt_ids),
-        )
+        sets = [held.dataset for held in (held_out or {}).values()]
+        shown = canary_rows(args, [*sets, train_dataset], tokenizer)
+        self.canary = None if shown is None else TrainingCanary(self, shown)
+        visuals = [self.visuals, *(held.visuals for held in (held_out or {}).values())]
+        self.features = open_features(args, self.policy, tokenizer, accelerator, visuals)
+        self.engine = self._build_engine(checkpoint, held_out or {}, eos)
         self.checkpoints = Checkpoints(args.output_dir, self.parallel, args.save_total_limit)
         self.records = RunRecords(args.output_dir, accelerator.is_main_process)
         self.reporter = Reporter(
-            args, self.state, self.parallel, self.records, self.dataset, tokenizer, self.total_steps
+            args, self.state, self.parallel, self.records, self.dataset, self.tokenizer, self.total_steps
         )
         self._samples: Samples | None = None
 
@@ -142,6 +152,9 @@ class PolicyTrainer:
             while state.step < self.total_steps:
                 started = time.perf_counter()
                 metrics: dict[str, float] = {}
+                if self.canary is not None and self.canary.is_due():
+                    with _timed(metrics, "time/canary"):
+                        metrics |= self.canary.check()
                 if self._samples is None:
                     self._samples = self._rollout(metrics)
                 metrics |= self._update(self._samples)
@@ -202,7 +215,9 @@ class PolicyTrainer:
         rows = [self.order[first_prompt + slot // args.num_generations] for slot in slots]
         groups = [slot // args.num_generations for slot in slots]
         counts = [(group, groups.count(group)) for group in dict.fromkeys(groups)]
-        return [Request(self.prompt_ids[self.order[first_prompt + group]], n) for group, n in counts], rows
+        asked = [(self.order[first_prompt + group], n) for group, n in counts]
+        seen = [None if self.visuals is None else self.visuals[row] for row, _ in asked]
+        return [Request(self.prompt_ids[row], n, visual) for (row, n), visual in zip(asked, seen, strict=True)], rows
 
     def _seed(self, number: int) -> int:
         return (self.args.seed * 1_000_003 + number * 104_729) % 2**31
@@ -277,11 +292,33 @@ class PolicyTrainer:
         return scored
 
     def _logps(self, model: Any, batch: Samples, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        return completion_logps(
+        seen = None if self.visuals is None else [self.visuals[row] for row in batch.rows]
+        return self.score(
             model,
             batch.prompt_ids,
             batch.completion_ids,
+            seen,
             temperature=self.args.temperature,
+            with_entropy=with_entropy,
+        )
+
+    def score(
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        visuals: list[VisualPrompt | None] | None,
+        *,
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`completion_logps` as the loss takes it; for the canary, too."""
+        return completion_logps(
+            model,
+            prompts,
+            completions,
+            visuals=visuals,
+            temperature=temperature,
             banned_token_ids=self.banned_token_ids,
             with_entropy=with_entropy,
         )
@@ -393,6 +430,8 @@ class PolicyTrainer:
     def close(self) -> None:
         """Free the engine and leave the process group."""
         self.engine.close()
+        if self.features is not None:
+            self.features.close()
         self.accelerator.end_training()
 
     def save(self) -> Path:
@@ -400,7 +439,7 @@ class PolicyTrainer:
         return self.checkpoints.save(self.state, self._write_checkpoint)
 
     def _write_checkpoint(self, folder: Path) -> None:
-        save_policy(self.policy, self.tokenizer, self.accelerator, folder, only_model=self.args.save_only_model)
+        save_policy(self.policy, self.processor, self.accelerator, folder, only_model=self.args.save_only_model)
         if self._samples is not None and not self.args.save_only_model:
             self._samples.save(folder / f"samples-{self.accelerator.process_index:05d}.parquet")
 
@@ -422,6 +461,23 @@ class PolicyTrainer:
         prompts_per_rollout = (args.generation_batch_size or 0) // args.num_generations
         rollouts = math.ceil(args.num_train_epochs * len(self.prompt_ids) / prompts_per_rollout)
         return rollouts * args.updates_per_rollout
+
+    def _build_engine(self, checkpoint: str, held_out: Mapping[str, HeldOut], eos: list[int]) -> Engine:
+        prompts = [self.prompt_ids, *(held.prompt_ids for held in held_out.values())]
+        visuals = [self.visuals, *(held.visuals for held in held_out.values())]
+        longest = 0 if self.canary is None else self.canary.rows.longest_prompt()  # some images change places there
+        return build_engine(
+            self.args,
+            self.policy,
+            self.accelerator,
+            self.tokenizer,
+            checkpoint=checkpoint,
+            dtype=self.compute_dtype,
+            eos_token_ids=eos,
+            banned_token_ids=self.banned_token_ids,
+            max_prompt_tokens=max(longest, *(len(ids) for part in prompts for ids in part)),
+            max_images=max(0 if part is None else part.max_images for part in visuals),
+        )
 
     def _prepare_model(self, model: Any) -> None:
         args = self.args

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmreason.data import check_prompts, load_examples, split_holdout
 from mmreason.data.schema import RL_COLUMNS
+from mmreason.data.visual import Visuals, image_counts, visuals_of
 from mmreason.trainers.arguments import DataArguments
 from mmreason.types import ConfigError
 
@@ -23,10 +24,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A set of problems that is measured on its own: rows with `answer` and `meta`, their prompts' token ids."""
+    """A set of problems that is measured on its own.
+
+    dataset: rows with `answer` and `meta`. prompt_ids: their prompts' token ids. visuals: their pictures, if any.
+    """
 
     dataset: Any
     prompt_ids: list[list[int]]
+    visuals: Visuals | None = None
 
 
 def load_split(
@@ -35,10 +40,13 @@ def load_split(
     max_rows: int | None,
     say: Say,
     *,
-    columns: Sequence[str] = RL_COLUMNS,
+    columns: Sequence[str] = (*RL_COLUMNS, "images"),
     require_answer: bool = True,
 ) -> Any:
-    """Rows of one split of `dataset_name`, read as the options say; what was dropped is said."""
+    """Rows of one split of `dataset_name`, read as the options say; what was dropped is said.
+
+    The column `images` is there only where some row has images.
+    """
     loaded = load_examples(
         data.dataset_name or "",
         split=split,
@@ -51,9 +59,17 @@ def load_split(
         max_rows=max_rows,
         columns=columns,
         require_answer=require_answer,
+        image_root=data.image_root,
+        image_urls=data.image_urls,
     )
     say(loaded.summary())
-    return loaded.dataset
+    return _without_empty_images(loaded.dataset)
+
+
+def _without_empty_images(rows: Any) -> Any:
+    if "images" in rows.column_names and not any(image_counts(rows)):
+        return rows.remove_columns("images")
+    return rows
 
 
 def hold_out(data: DataArguments, train: Any, seed: int, say: Say) -> tuple[Any, dict[str, Any]]:
@@ -89,10 +105,12 @@ def check_problems(
     chat_template_kwargs: Mapping[str, Any] | None,
     say: Say,
 ) -> tuple[Any, list[list[int]], dict[str, HeldOut]]:
-    """Tokenize every prompt before a model is loaded; what is dropped is counted and said.
+    """Tokenize every prompt and open every image before a model is loaded; what is dropped is counted and said.
 
+    Args: tokenizer: the model's processor where there are images.
     Returns: (training rows, their prompts' token ids, held-out sets by name).
-    Raises: DataError where a prompt is over `max_prompt_length` and on_bad_row is "error".
+    Raises: DataError where a prompt is over `max_prompt_length`, or its images can't be used, and on_bad_row is
+        "error"; ConfigError where the model takes no images and a row has some.
     """
     train, prompt_ids = _checked("training", train, tokenizer, data, chat_template_kwargs, say)
     sets = check_held_out(held_out, tokenizer, data, chat_template_kwargs, say)
@@ -108,10 +126,10 @@ def check_held_out(
     say: Say,
 ) -> dict[str, HeldOut]:
     """The same for held-out sets alone."""
-    sets = {
-        name: HeldOut(*_checked(name, rows, tokenizer, data, chat_template_kwargs, say))
-        for name, rows in held_out.items()
-    }
+    sets: dict[str, HeldOut] = {}
+    for name, rows in held_out.items():
+        kept, prompt_ids = _checked(name, rows, tokenizer, data, chat_template_kwargs, say)
+        sets[name] = HeldOut(kept, prompt_ids, visuals_of(kept, prompt_ids, tokenizer, chat_template_kwargs))
     say("held out: " + (", ".join(f"{len(held.prompt_ids)} {name}" for name, held in sets.items()) or "none"))
     return sets
 

@@ -114,8 +114,9 @@ class Reporter:
     def _rows(self, samples: Samples, texts: list[str], rewards: RewardBatch) -> list[dict[str, Any]]:
         rows = []
         offset = self.parallel.rank * len(samples)
+        sources = {row: self.dataset[row] for row in dict.fromkeys(samples.rows)}
         for i, text in enumerate(texts):
-            source = self.dataset[samples.rows[i]]
+            source = sources[samples.rows[i]]
             row: dict[str, Any] = {
                 "rollout": self.state.rollouts,
                 "step": self.state.step,
@@ -133,6 +134,8 @@ class Reporter:
                 "completion_tokens": self.token_texts(samples.completion_ids[i]),
                 "sampling_logps": samples.sampling_logps[i],
             }
+            if "images" in source:
+                row["images"] = len(source["images"] or ())
             row |= {f"rewards/{name}": float(rewards.per_func[i, j]) for j, name in enumerate(rewards.names)}
             row |= {name: values[i] for name, values in rewards.extra.items()}
             rows.append(row)

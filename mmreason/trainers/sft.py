@@ -88,7 +88,7 @@ class SFTTrainer(TRLSFTTrainer):
 
     Args:
         model: the policy, possibly with a PEFT adapter. config: `trl_config(options)`.
-        tokenizer: also read by the evaluation, which decodes with it. checkpoint: to go on from.
+        tokenizer: or processor; the evaluation decodes with it. checkpoint: to go on from.
 
     Attributes:
         while_training: called every `eval_steps` steps, with whether this is the last; what it returns is recorded.
@@ -105,7 +105,8 @@ class SFTTrainer(TRLSFTTrainer):
     ) -> None:
         self.row_lengths = list(rows["length"])  # TRL keeps only the columns that the model takes
         super().__init__(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
-        self.options, self.tokenizer, self.checkpoint = options, tokenizer, checkpoint
+        self.options, self.checkpoint = options, checkpoint
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self.state.global_step = 0 if checkpoint is None else _steps_done(checkpoint) or 0
         self.parallel = DataParallel(self.accelerator)
         self.records = RunRecords(options.output_dir, self.accelerator.is_main_process)

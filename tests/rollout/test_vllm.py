@@ -159,7 +159,7 @@ def test_a_sleeping_engine_gets_its_weights_back_before_each_use(monkeypatch: py
         llm_engine=SimpleNamespace(model_executor=worker),
     )
     engine.sleeps, engine._tp_group, engine.tensor_parallel_size = True, None, 1
-    engine.model, engine.dtype = torch.nn.Identity(), torch.float32
+    engine.model, engine.dtype, engine.max_images_per_prompt = torch.nn.Identity(), torch.float32, 0
     engine.accelerator = SimpleNamespace(process_index=0)
     monkeypatch.setattr(vllm, "_repack_tied_head", lambda model: None)
     engine._sleep()

@@ -174,6 +174,7 @@ def test_requests_cover_every_slot_once(data: st.DataObject) -> None:
             state=RunState(rollouts=rollout),
             order=PromptOrder(rows, seed=3, shuffle=True),
             prompt_ids=prompts,
+            visuals=None,
         )
         requests, mine = PolicyTrainer._next_requests(trainer)  # type: ignore[arg-type]
         assert sum(request.n for request in requests) == len(mine) == micro * steps

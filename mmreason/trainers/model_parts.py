@@ -1,0 +1,65 @@
+"""The model of a run as its options name it: a checkpoint, or parts that are composed into one first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmreason.trainers.arguments import ModelArguments
+from mmreason.types import ConfigError
+
+FOLDER = "composed"
+"""Where a run keeps the model that it composed, in its output folder."""
+
+
+def check_parts(args: ModelArguments) -> None:
+    """Refuse options of parts that don't go together. Raises ConfigError."""
+    if args.decoder is None:
+        given = [name for name in ("vision", "projector") if getattr(args, name) is not None]
+        if given:
+            raise ConfigError(f"{' and '.join(given)} need decoder: the language model that they are put before")
+        return
+    if args.model_name_or_path is not None:
+        raise ConfigError(
+            f"model_name_or_path={args.model_name_or_path!r} and decoder={args.decoder!r}: give a whole model or parts"
+        )
+    if args.vision is None:
+        raise ConfigError("decoder needs vision: the tower that is put before it (else use model_name_or_path)")
+
+
+def compose_for_run(args: ModelArguments, output_dir: str, accelerator: Any, seed: int) -> None:
+    """Where the options name parts, write the model of them into the output folder and have it as model_name_or_path.
+
+    The main process composes, the others find the folder; a run that is continued finds its own.
+    """
+    if args.decoder is None:
+        return
+    from mmreason.models.compose import compose_checkpoint
+
+    parts = {
+        "vision": args.vision,
+        "projector": args.projector,
+        "decoder": args.decoder,
+        "revision": args.model_revision,
+        "trust_remote_code": args.trust_remote_code,
+        "dtype": args.dtype,
+        "seed": seed,
+    }
+    with accelerator.main_process_first(), _whole_models(accelerator):
+        args.model_name_or_path = compose_checkpoint(Path(output_dir) / FOLDER, parts)
+
+
+@contextmanager
+def _whole_models(accelerator: Any) -> Iterator[None]:
+    """Under ZeRO-3 transformers splits what it loads over all processes, of which only one composes: not in here."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    plugin = accelerator.state.deepspeed_plugin
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if plugin is not None and plugin.dschf is not None:
+            set_hf_deepspeed_config(plugin.dschf)
