@@ -21,9 +21,14 @@ COLUMNS = ("prompt", "completion", "answer", "id", "source", "meta")
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
-    """The examples as a dataset with the columns prompt, completion, answer, id, source, meta."""
+    """The examples as a dataset with the columns prompt, completion, answer, id, source, meta, and images if any.
+
+    Images are embedded, and `datasets` alone reads them as PIL images.
+    """
     from mmreason.data.schema import to_dataset
 
+    if any("images" in example for example in examples):
+        return to_dataset(examples, (*COLUMNS, "images"), decode_images=True)
     return to_dataset(examples, COLUMNS)
 
 
@@ -34,12 +39,13 @@ def write_set(
     builder: str,
     version: int,
     arguments: Mapping[str, object],
+    told: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """Write SPLIT.parquet for each part and manifest.json into `out`; returns the manifest.
 
     Each file is written beside its place and then moved there, so a broken run leaves no half file; the manifest is
     written last. Files that only an earlier build of the same builder had are removed: their rows may be in the new
-    train split. Raises: OSError (no permission, disk full).
+    train split. `told` is what else the manifest tells of the set. Raises: OSError (no permission, disk full).
     """
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, object]] = {}
@@ -56,6 +62,7 @@ def write_set(
         "builder_version": version,
         "arguments": dict(arguments),
         "files": files,
+        **(told or {}),
         "versions": _versions(),
     }
     write_whole(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")

@@ -199,6 +199,13 @@ def _mmreason(words: list[str]) -> None:
 
     if words[0] == "ask" and "--help" not in words:
         ask_options(words[1:])
+    elif words[0] == "compose" and "--help" not in words:
+        from mmreason.cli.compose import ComposeConfig
+        from mmreason.config import parse_config
+
+        parse_config((ComposeConfig,), words[1:])
+    elif words[0] == "canary" and "--help" not in words:
+        canary_options(words[1:])
     else:
         make_parser().parse_args(words)
 
@@ -208,6 +215,13 @@ def ask_options(arguments: list[str]) -> dict[str, Any]:
     from mmreason.cli.ask import parse_arguments
 
     return {key: value for part in parse_arguments(arguments) for key, value in asdict(part).items()}
+
+
+def canary_options(arguments: list[str]) -> dict[str, Any]:
+    """The options with which `mmreason canary` would run. Raises ConfigError."""
+    from mmreason.cli.canary import parse_arguments
+
+    return asdict(parse_arguments(arguments))
 
 
 def _export(words: list[str]) -> None:
@@ -262,6 +276,10 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
     words = command.words
     if words[:2] == ["mmreason", "ask"] and "--help" not in words:
         return None  # its server isn't there; tests/cli/test_ask.py runs it on one of its own
+    if words[:2] == ["mmreason", "compose"] and not is_local(words[words.index("--decoder") + 1]):
+        return None
+    if words[:2] == ["mmreason", "canary"] and "--help" not in words:
+        return None  # it is about a trained model; tests/cli/test_canary.py runs it on a tiny one
     if words[0] == "mmreason":
         return words
     if words[0] != "accelerate":

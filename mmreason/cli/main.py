@@ -38,6 +38,20 @@ def make_parser() -> argparse.ArgumentParser:
         prefix_chars="\0",
     )
     ask.add_argument("arguments", nargs="*", help="PROMPTS.jsonl and options; try --help")
+    compose = commands.add_parser(
+        "compose",
+        help="a checkpoint of a vision encoder, a projector and a decoder",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    compose.add_argument("arguments", nargs="*", help="--out FOLDER and the parts; try --help")
+    canary = commands.add_parser(
+        "canary",
+        help="do images reach a model, in training and in rollouts, and does it use them?",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    canary.add_argument("arguments", nargs="*", help="--model M --dataset D and options; try --help")
     add_arguments(commands.add_parser("report", help="one HTML file about a run, or about several next to each other"))
     return parser
 
@@ -67,6 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mmreason.cli.ask import run_ask
 
             return run_ask(args.arguments)
+        elif args.command == "compose":
+            from mmreason.cli.compose import run_compose
+
+            return run_compose(args.arguments)
+        elif args.command == "canary":
+            from mmreason.cli.canary import run_canary
+
+            return run_canary(args.arguments)
         elif args.command == "report":
             from mmreason.cli.report import run_report
 

@@ -23,6 +23,7 @@ from tests.commands import (
     all_commands,
     ask_options,
     blocks,
+    canary_options,
     commands,
     inline_code,
     read,
@@ -259,6 +260,7 @@ def test_flags_exist() -> None:
     known |= set(
         ask_options(["prompts.jsonl", "--out", "replies.jsonl", "--base_url", "http://localhost:1", "--model", "m"])
     )
+    known |= set(canary_options(["--model", "m", "--dataset", "d"]))
     known |= {option.lstrip("-") for action in launch_command_parser()._actions for option in action.option_strings}
     used = {(page, flag) for page, span in spans() for flag in re.findall(r"--([a-z]\w*)", span)}
     unknown = {(page, flag) for page, flag in used if flag.removeprefix("no_") not in known}
