@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
-EVIDENCE := answers engine_parity grpo_step warm_start demo_learning sandbox endpoint overlap
+EVIDENCE := answers engine_parity grpo_step warm_start demo_learning sandbox endpoint overlap feature_store
 LAUNCH = config=cpu; [ "$$(cat .venv/profile)" = gpu ] && config=one_gpu; set -x; \
 	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml
 

@@ -238,6 +238,15 @@ def _trl(words: list[str]) -> None:
     assert not rest, f"trl vllm-serve doesn't know {rest}"
 
 
+def _vllm(words: list[str]) -> None:
+    """`vllm serve MODEL …`; tests/models/test_vllm_serve.py runs it."""
+    assert words[0] == "serve", f"vllm {words[0]}: only serve is read"
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    make_arg_parser(FlexibleArgumentParser()).parse_args(words[1:])  # an unknown option ends it
+
+
 def _pip(words: list[str]) -> None:
     """`pip install -c FILE -e ".[extras]"`."""
     assert words[:2] == ["install", "-c"] and words[3] == "-e", words
@@ -259,6 +268,7 @@ READERS: dict[str, Callable[[list[str]], None]] = {
     "mmreason": _mmreason,
     "export": _export,
     "trl": _trl,
+    "vllm": _vllm,
     "pip": _pip,
     ".ci/run": _ci_run,
 }

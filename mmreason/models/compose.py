@@ -104,9 +104,7 @@ def compose_checkpoint(folder: str | os.PathLike[str], parts: Mapping[str, Any])
     return str(path)
 
 
-def assemble(
-    config: MMReasonConfig, towers: Sequence[Tower], language_model: Any
-) -> MMReasonForConditionalGeneration:
+def assemble(config: MMReasonConfig, towers: Sequence[Tower], language_model: Any) -> MMReasonForConditionalGeneration:
     """The model of a configuration with these towers' and this decoder's weights; only its projector is random."""
     model = MMReasonForConditionalGeneration(config, language_model)
     for mine, tower in zip(model.vision_tower.towers, towers, strict=True):

@@ -107,6 +107,7 @@ class TowerFeatures:
         self.image_processor = processor.image_processor
         self._watch: _Watch | None = None
         self._shards: Shards | None = None
+        self._about: dict[str, Any] = {}
         self._random_parts: list[str] = []
         self._current()
 
@@ -176,8 +177,10 @@ class TowerFeatures:
             _refuse_trained(tower)
             _refuse_split(tower)
             self._watch, self._random_parts = _Watch(tower), list(_random_parts(tower))
-            self.close()
-            self._shards = self.store.shards(self._describe(weights_digest(tower)))
+            about = self._describe(weights_digest(tower))
+            if self._shards is None or about != self._about:  # DDP writes to buffers in each step, but what they held
+                self.close()
+                self._shards, self._about = self.store.shards(about), about
         if self._random_parts and any(module.training for module in tower.modules()):
             raise ConfigError(
                 f"a feature store can't serve a vision tower in training mode with {self._random_parts[0]}: its "
@@ -208,43 +211,63 @@ class TowerFeatures:
 class _Watch:
     """Notices that a module has other tensors, other parts, or tensors that were written to, as far as torch counts it.
 
-    It looks at the tables in which modules keep these, which takes a fifth of the time of `named_parameters`.
+    It looks at the tables in which modules keep these, for speed: this is done for each image.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._tables = [table for part in module.modules() for table in (part._parameters, part._buffers)]
-        self._parts = [part._modules for part in module.modules()]
+        modules = list(module.modules())
+        self._all: list[dict[str, Any]] = [
+            table for part in modules for table in (part._parameters, part._buffers, part._modules)
+        ]
+        self._tables = [table for part in modules for table in (part._parameters, part._buffers) if table]
+        self._parts = [part._modules for part in modules if part._modules]
         self._seen = self._look()
 
     def has_changed(self) -> bool:
         """Since it was made."""
         return self._look() != self._seen
 
-    def _look(self) -> tuple[list[nn.Module | None], list[tuple[int, int, bool]]]:
-        tensors = (tensor for table in self._tables for tensor in table.values() if tensor is not None)
-        return [part for table in self._parts for part in table.values()], [
-            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad)
-            for tensor in tensors
-        ]
+    def _look(self) -> tuple[Any, ...]:
+        tensors = [tensor for table in self._tables for tensor in table.values() if tensor is not None]
+        return (
+            sum(map(len, self._all)),  # the empty ones among them, too
+            [part for table in self._parts for part in table.values()],
+            [id(tensor) for tensor in tensors],
+            [tensor.data_ptr() for tensor in tensors],
+            [tensor.requires_grad for tensor in tensors],
+            _versions(tensors),
+        )
 
 
-_digests: weakref.WeakKeyDictionary[nn.Module, tuple[_Watch, str]] = weakref.WeakKeyDictionary()
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written to; 0 for those of inference mode, which torch doesn't count."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+_Mark = tuple[int, ...]
+_digests: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[_Mark, str]]] = weakref.WeakKeyDictionary()
 
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 (hex) of all parameters and buffers: names, dtypes, shapes, numbers.
 
-    They are read once (about a second for a GiB); afterwards only if a tensor has moved in memory or was written to.
-    Writes that torch doesn't count (through `.data` or another library) are not noticed.
+    Numbers are read once (a second for a GiB or so); afterwards only those of tensors that have moved or were written
+    to. Writes that torch doesn't count (through `.data` or another library) are not noticed.
     """
-    known = _digests.get(module)
-    if known is not None and not known[0].has_changed():
-        return known[1]
-    digest = hashlib.sha256()
+    known, current = _digests.get(module, {}), {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    _digests[module] = _Watch(module), digest.hexdigest()
+        mark, found = (id(tensor), tensor.data_ptr(), *_versions([tensor])), known.get(name)
+        current[name] = found if found is not None and found[0] == mark else (mark, _numbers_digest(tensor))
+    _digests[module] = current
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, (_, digest) in current.items()).encode()).hexdigest()
+
+
+def _numbers_digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\0".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -49,7 +49,7 @@ def to_llava(
     config, language_model = model.config, model.language_model
     tower = cast(Any, config.vision_config).towers[0]
     encoder = _complete_encoder(model.vision_tower.towers[0].encoder)
-    drops_class_token = _CLASS_TOKENS[encoder.config.model_type] and tower["select"] == "patch"
+    drops_class_token = bool(_CLASS_TOKENS[encoder.config.model_type]) and tower["select"] == "patch"
     first, _, second = cast(Any, model.projector).layers
     llava_config = LlavaConfig(
         vision_config=encoder.config,
@@ -197,7 +197,7 @@ def from_llava(
         raise ConfigError(f"llava: projector_hidden_act={config.projector_hidden_act!r}; our mlp has gelu")
     vision_config, towers = resolve_vision(_vision_settings(cast(Any, llava), processor.image_processor))
     images = processor.image_processor
-    vision_config.towers[0] |= {"mean": list(images.image_mean), "std": list(images.image_std)}
+    cast(Any, vision_config).towers[0] |= {"mean": list(images.image_mean), "std": list(images.image_std)}
     vision_config.resample = int(images.resample)
     tokenizer = copy.deepcopy(processor.tokenizer)
     template = processor.chat_template or tokenizer.chat_template

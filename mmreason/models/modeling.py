@@ -35,6 +35,8 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
+    all_run_the_tower = True
+    """Processes without pictures in a step run tower and projector, too (see `_beside_others`)."""
 
     def __init__(self, config: MMReasonConfig, language_model: Any = None):
         """language_model: a decoder with its weights, of `config.text_config`; None: a random one."""

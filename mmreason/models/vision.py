@@ -35,8 +35,9 @@ class TimmTower(nn.Module):
 
 def prune_timm(encoder: Any, feature_layer: int | None) -> None:
     """Cut off what comes after the wanted features. Raises ConfigError for a layer that isn't there."""
-    unused = ["head", "fc_norm", "norm_head", *(["conv_head"] if hasattr(encoder, "norm_head") else [])]
-    for name in unused:  # what only `forward_head` uses
+    # What only `forward_head` uses; EfficientNet's conv_head, which a norm bn2 follows, belongs to the features.
+    unused = ["head", "fc_norm", "norm_head", "pre_logits", *([] if hasattr(encoder, "bn2") else ["conv_head"])]
+    for name in unused:
         if isinstance(getattr(encoder, name, None), nn.Module):
             setattr(encoder, name, nn.Identity())
     if getattr(encoder, "attn_pool", None) is not None:
@@ -236,8 +237,14 @@ class VisionTower(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def train(self, mode: bool = True) -> VisionTower:
-        """A frozen tower stays as it is: no dropout, no running statistics that move."""
-        return super().train(mode and any(param.requires_grad for param in self.parameters()))
+        """A frozen tower stays as it is, without dropout. Batch norms always keep their statistics: those of a few
+        pictures would be others at each step, and others again in the engine that samples.
+        """
+        super().train(mode and any(param.requires_grad for param in self.parameters()))
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def restore_buffers(self) -> None:
         """Give buffers that no checkpoint holds their values again; transformers empties them while it loads."""

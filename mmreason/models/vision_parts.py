@@ -284,8 +284,7 @@ def _hf(entry: dict[str, Any], given: Mapping[str, Any]) -> Tower:
         state = _hf_weights(name, config, entry)
         _fill(module.encoder, state, set(state), (), entry)
     elif weights != "random":
-        state = _read_weights(weights)
-        _fill(module.encoder, state, _hf_keys(config), (), entry)
+        _fill(module.encoder, _read_weights(weights), _hf_keys(config), (), entry)
     return Tower(entry, module, resample)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vllm import ModelRegistry
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
-from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -31,7 +31,7 @@ from mmreason.types import ConfigError
 @MULTIMODAL_REGISTRY.register_processor(
     MMReasonMultiModalProcessor, info=MMReasonProcessingInfo, dummy_inputs=MMReasonDummyInputs
 )
-class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
+class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA):
     """The vLLM class of `MMReasonForConditionalGeneration`.
 
     The image token can't be sampled and has no share of the log-probabilities: what it would stand for is not there.
@@ -73,7 +73,6 @@ class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
                 vllm_config=vllm_config, hf_config=text, prefix=maybe_prefix(prefix, "language_model")
             )
         self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
-        self.make_empty_intermediate_tensors = getattr(self.language_model, "make_empty_intermediate_tensors", None)
         # The very tensors: while vLLM reloads weights, the modules hold others without values.
         self._statistics = _persistent_buffers(self.vision_tower, "vision_tower")
 
@@ -106,9 +105,7 @@ class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Hidden states of the decoder (or what the next pipeline stage takes)."""
-        if intermediate_tensors is not None:
-            inputs_embeds = None
+        """The decoder's hidden states. intermediate_tensors: of pipeline stages, None."""
         return self.language_model(input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:

@@ -46,7 +46,7 @@ def build_engine(
     args: Any,
     model: Any,
     accelerator: Accelerator,
-    tokenizer: Any,
+    processor: Any,
     *,
     checkpoint: str,
     dtype: torch.dtype,
@@ -58,14 +58,15 @@ def build_engine(
     """The engine that `args` (a PolicyConfig) names: HF generate, vLLM in this process, or a vLLM server.
 
     Args:
-        model: the prepared policy. checkpoint: where vLLM reads configuration and initial weights from.
+        model: the prepared policy. processor: the model's, or its tokenizer where it takes no images.
+        checkpoint: where vLLM reads configuration and initial weights from.
         max_prompt_tokens, max_images: of the longest prompt of the run, and of the one with most images, for vLLM.
     """
     if not args.use_vllm:
         return HFEngine(
             model,
             accelerator,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=getattr(processor, "tokenizer", processor).pad_token_id,
             eos_token_ids=eos_token_ids,
             banned_token_ids=banned_token_ids,
             batch_size=args.hf_generation_batch_size,
@@ -77,7 +78,7 @@ def build_engine(
         return VLLMServerEngine(
             model,
             accelerator,
-            tokenizer,
+            processor,
             eos_token_ids=eos_token_ids,
             banned_token_ids=banned_token_ids,
             base_url=args.vllm_server_base_url,

@@ -129,9 +129,12 @@ def prepare_for_images(model: Any, accelerator: Accelerator, counts: Sequence[in
 
     Raises:
         ConfigError: weights are sharded and only some rows have images: processes would wait for each other for ever,
-            because all of them have to put a layer together when one uses it.
+            because all of them have to put a layer together when one uses it. Composed models see to that under
+            DeepSpeed themselves.
     """
     if accelerator.num_processes == 1:
+        return
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and getattr(model, "all_run_the_tower", False):
         return
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         with_images = sum(count > 0 for count in counts)
@@ -143,6 +146,19 @@ def prepare_for_images(model: Any, accelerator: Accelerator, counts: Sequence[in
             )
     elif hasattr(model.config, "vision_config"):
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+
+
+def configure_model(model: Any, args: PolicyConfig) -> None:
+    """Dropout off and gradient checkpointing on, as the options say; before the model is prepared."""
+    if args.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+        if hasattr(model, "peft_config"):
+            # The embedding's output must ask for gradients, or a checkpointed block has nothing to flow back to.
+            model.enable_input_require_grads()
 
 
 def build_optimizer(model: nn.Module, args: PolicyConfig) -> torch.optim.Optimizer:

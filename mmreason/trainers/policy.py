@@ -34,6 +34,7 @@ from mmreason.trainers.checkpointing import load_policy, save_policy
 from mmreason.trainers.distributed import (
     DataParallel,
     build_optimizer,
+    configure_model,
     lr_schedule,
     prepare_for_images,
     prepare_reference,
@@ -106,7 +107,7 @@ class PolicyTrainer:
         eos, banned = end_token_ids(model, self.tokenizer), placeholder_token_ids(model)
         self.banned_token_ids = banned
         self.compute_dtype = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
-        self._prepare_model(model)
+        configure_model(model, args)
         self.reference = None
         if args.beta > 0 and not self.is_peft:
             if ref_model is None:
@@ -470,7 +471,7 @@ class PolicyTrainer:
             self.args,
             self.policy,
             self.accelerator,
-            self.tokenizer,
+            self.processor,
             checkpoint=checkpoint,
             dtype=self.compute_dtype,
             eos_token_ids=eos,
@@ -478,18 +479,6 @@ class PolicyTrainer:
             max_prompt_tokens=max(longest, *(len(ids) for part in prompts for ids in part)),
             max_images=max(0 if part is None else part.max_images for part in visuals),
         )
-
-    def _prepare_model(self, model: Any) -> None:
-        args = self.args
-        if args.disable_dropout:
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
-        if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
-            if self.is_peft:
-                # The embedding's output must ask for gradients, or a checkpointed block has nothing to flow back to.
-                model.enable_input_require_grads()
 
 
 @contextlib.contextmanager

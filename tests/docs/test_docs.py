@@ -299,7 +299,7 @@ OTHER_NAMES = """
 def names_in_code() -> set[str]:
     """What the packages define that the pages about them speak of: functions, parameters, fields, literal words."""
     package, found = ROOT / "mmreason", set()
-    for folder in ("tools", "clients", "prompting", "data"):
+    for folder in ("tools", "clients", "prompting", "data", "models"):
         for path in (package / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -63,7 +63,8 @@ def main(checkpoint: str, out: Path) -> None:
     sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(cpu=not sharded, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     if sharded:
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 2
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config |= {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 0.0}
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
     whole = sum(parameter.numel() for parameter in model.parameters())

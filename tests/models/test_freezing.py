@@ -67,3 +67,14 @@ def test_unknown_modules_and_nothing_left(model: Any) -> None:
         freeze_modules(model, ["vision_towr"])
     with pytest.raises(ConfigError, match="nothing is left to train"):
         freeze_modules(model, ["vision_tower", "projector", "language_model"])
+
+
+def test_batch_norms_keep_their_statistics(tiny_checkpoint: str) -> None:
+    """What a tower computes while it is trained is what it computes while it samples."""
+    tower = {"source": "timm", "name": "resnet18", "weights": "random", "image_size": 64}
+    model = from_parts(tower, {"kind": "mlp"}, tiny_checkpoint)[0].train()
+    before = {name: buffer.clone() for name, buffer in model.vision_tower.named_buffers()}
+    pixels = torch.randn(2, 3, 64, 64)
+    trained_mode = model.encode(pixels)
+    assert before and all(torch.equal(before[name], buffer) for name, buffer in model.vision_tower.named_buffers())
+    assert torch.equal(trained_mode, model.eval().encode(pixels))

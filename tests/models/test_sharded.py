@@ -20,7 +20,7 @@ from tests.recipes.launch import ROOT, environment
 @pytest.mark.slow
 @pytest.mark.parametrize("accelerate", ["cpu_ddp2", "cpu_zero3"])
 def test_steps_with_pictures_in_some_processes(accelerate: str, tmp_path: Path) -> None:
-    """No process waits for another; losses, gradients and trained weights are those of one process with both batches."""
+    """No process waits for another; losses, gradients and weights are those of one process with both batches."""
     vision: Any = [TIMM_VIT, HF_CLIP | {"feature_layer": -2}]
     model, processor = compose(
         vision, {"kind": "qformer", "queries": 3, "heads": 2}, save_decoder(tmp_path / "decoder")

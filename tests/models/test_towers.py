@@ -139,6 +139,8 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], Reference]]] = {
     ),
     "timm convnext": of_timm("convnext_atto", 64, {"dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1)}, sized=False),
     "timm resnet": of_timm("resnet18", 64, {"channels": (16, 16, 32, 32)}, sized=False),
+    "timm fasternet, head convolution": of_timm("fasternet_t0", 64, {}, sized=False),
+    "timm efficientnet": of_timm("test_efficientnet", 64, {}, sized=False),
     "open_clip vit": of_open_clip("ViT-B-16", 32, OPEN_CLIP),
     "open_clip vit, second last": of_open_clip("ViT-B-16", 32, OPEN_CLIP, -2),
     "open_clip vit, quick gelu": of_open_clip("ViT-B-16-quickgelu", 32, OPEN_CLIP),

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 TOKENS = 12
 ADAPTERS = {
     "decoder": r"language_model\..*\.(q_proj|v_proj|gate_proj|down_proj)",
-    "connector": r"(language_model\..*\.(k_proj|o_proj)|projector\.layers\.\d)",
+    "connector": r"(language_model\..*\.(k_proj|o_proj)|projector\.layers\.[02])",
 }
 """Name → the modules that it changes."""
 
@@ -142,5 +142,6 @@ def test_the_answer_is_that_of_transformers(client: OpenAI, folder: Path, name: 
         wanted = generated(model, processor, parts)
         choice = asked(client, name, parts)
         assert choice.token_ids == wanted, (what, json.dumps(choice.model_dump(), default=str)[:500])
-        assert choice.message.content == processor.tokenizer.decode(wanted, skip_special_tokens=True)
+        text = processor.tokenizer.decode(wanted, skip_special_tokens=True)
+        assert choice.message.content.rstrip("\ufffd") == text.rstrip("\ufffd")  # vLLM keeps half a character back
         assert (wanted == bare[what]) == (name == "base"), what

@@ -1,140 +1,37 @@
-"""The same recipe on pictures: with no other command, on real sets, and what it says where that can't work."""
+"""The main job on real pictures: twenty GRPO steps, our composed model and a Qwen2.5-VL, both engines."""
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-from mmreason.data.schema import RL_COLUMNS, to_dataset
-from mmreason.types import ConfigError, DataError
-from tests.pictures import ask, cell, picture, save_seeing
-from tests.recipes.conftest import reset_accelerate
-from tests.recipes.launch import SMALL_CONFIG, command, metrics, run
+from benchmarks.engine_parity import PICTURE_FLAGS, PICTURES, seeing_model
+from tests.recipes.launch import ROOT, command, metrics, run
 
-SETTINGS = (
-    "--num_generations", "4", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2",
-    "--max_completion_length", "6", "--max_prompt_length", "1024", "--learning_rate", "1e-4", "--save_steps", "0",
-    "--logging_steps", "50", "--gradient_checkpointing", "false",
-)  # fmt: skip
-
-
-def call(output_dir: Path, model: str, data: str, *flags: str) -> None:
-    from recipes.grpo_math import main
-
-    reset_accelerate()
-    named = ("--model_name_or_path", model, "--dataset_name", data, "--output_dir", str(output_dir))
-    main(["--config", str(SMALL_CONFIG), *named, *SETTINGS, *flags])
-
-
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_seeing("qwen2_5_vl", tmp_path_factory.mktemp("qwen2_5_vl"))
-
-
-def write(path: Path, counts: list[int], **broken: Any) -> str:
-    """A file of rows with these numbers of pictures; `broken`: cells of rows by id."""
-    rows = [
-        {
-            "prompt": ask(f"What is {i}?", count),
-            "images": broken.get(f"p{i}", [cell(picture(40 + i, 50, 10 * i + j)) for j in range(count)]),
-            "answer": str(i), "id": f"p{i}", "source": "test", "meta": {},
-        }
-        for i, count in enumerate(counts)
-    ]  # fmt: skip
-    to_dataset(rows, (*RL_COLUMNS, "images")).to_parquet(path)  # type: ignore[arg-type]
-    return str(path)
-
-
-def test_a_run_on_pictures(seeing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write(tmp_path / "train.parquet", [1, 2, 0, 1] * 5)
-    reward = ("--reward_funcs", "tests.pictures.varied_reward", "--eval_samples", "4", "--eval_num_generations", "2")
-    call(tmp_path / "run", seeing, data, "--max_steps", "2", *reward)
-    assert "held out: 4 held_out\n16 training problems" in capsys.readouterr().out
-    assert [line["grad_norm"] > 0 for line in metrics(tmp_path / "run")] == [True, True]
-    assert list(json.loads((tmp_path / "run" / "evaluation.json").read_text())) == ["before", "after"]
-    rows = pq.read_table(tmp_path / "run" / "rollouts" / "rollout-000001.parquet").to_pylist()
-    assert {row["images"] for row in rows} <= {0, 1, 2} and any(row["images"] for row in rows)
-    # The checkpoint is a model like the first: a run can start from it.
-    call(tmp_path / "next", str(tmp_path / "run" / "checkpoint-2"), data, "--max_steps", "1", *reward)
-
-
-def test_a_text_model_on_pictures(tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said before a model is loaded."""
-    import mmreason.models.loading
-
-    monkeypatch.setattr(mmreason.models.loading, "load_policy_model", lambda *_: pytest.fail("a model was loaded"))
-    data = write(tmp_path / "train.parquet", [1, 1, 1, 1])
-    with pytest.raises(ConfigError, match="reads text only, but the row has 1 image"):
-        call(tmp_path / "run", tiny_checkpoint, data, "--max_steps", "1")
-
-
-def test_pictures_that_can_not_be_used(seeing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Named by row, or counted; a limit on the prompt counts what pictures take."""
-    cut = {"bytes": cell(picture(50, 50))["bytes"][:99], "path": None}
-    data = write(tmp_path / "train.parquet", [1] * 12, p3=[cut], p7=[{"bytes": b"no picture", "path": None}])
-    with pytest.raises(DataError, match=r"2 of 12 prompts can't be used") as caught:
-        call(tmp_path / "run", seeing, data, "--max_steps", "1", "--eval_samples", "0")
-    assert "row p3: truncated_image" in str(caught.value) and "row p7: bad_image" in str(caught.value)
-    drop = ("--on_bad_row", "drop", "--eval_samples", "0", "--max_steps", "1")
-    call(tmp_path / "run", seeing, data, *drop)
-    said = capsys.readouterr().out
-    assert "dropped of the training problems: 1 bad_image, 1 truncated_image" in said and "10 training problems" in said
-    with pytest.raises(DataError, match=r"every prompt is over|no prompt can be used"):
-        call(tmp_path / "short", seeing, data, *drop, "--max_prompt_length", "10")
-
-
-def test_a_set_of_text_keeps_its_columns(seeing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A vision-language model on text alone: no column of images, none in what is kept."""
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"{i} + 1 =", "answer": str(i + 1)}) + "\n" for i in range(12)))
-    call(tmp_path / "run", seeing, str(path), "--max_steps", "1", "--eval_samples", "0")
-    rows = pq.read_table(tmp_path / "run" / "rollouts" / "rollout-000001.parquet").to_pylist()
-    assert rows and "images" not in rows[0]
-    assert "opening images" not in capsys.readouterr().err
+STEPS = 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mmreason", "qwen2_5_vl"])
-@pytest.mark.parametrize("name", ["scienceqa_test_400", "tabmwp_dev_500"])
-def test_real_pictures(name: str, kind: str, shared_data: Path, tmp_path: Path) -> None:
-    """20 steps: the policy that is scored is the one that was sampled from, to the end."""
-    model = save_seeing(kind, tmp_path / "model")
-    data = str(shared_data / "images" / f"{name}.parquet")
-    flags = (
-        "--on_bad_row", "drop", "--max_train_samples", "40", "--eval_samples", "4", "--eval_num_generations", "0",
-        "--max_steps", "20",
-    )  # fmt: skip
-    # Answers of a random model are never right: any difference will do as a reward.
-    call(tmp_path / "run", model, data, *flags, "--reward_funcs", "tests.pictures.varied_reward")
-    lines = metrics(tmp_path / "run")
-    assert len(lines) == 20 and all(line["grad_norm"] > 0 for line in lines)
-    assert max(line["sampling/sampling_logp_difference/max"] for line in lines) <= 1e-4
-    for path in (tmp_path / "run" / "rollouts").glob("*.parquet"):
-        assert all(row["images"] == 1 for row in pq.read_table(path).to_pylist())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("accelerate", ["cpu_ddp2", "cpu_zero3"])
-def test_two_processes(accelerate: str, seeing: str, tmp_path: Path) -> None:
-    """Sharded weights need pictures in every row; plain data parallelism takes rows with and without."""
-
-    def words(data: str) -> list[str]:
-        reward = ("--reward_funcs", "tests.pictures.varied_reward", "--eval_samples", "0", "--max_steps", "3")
-        named = ("--config", str(SMALL_CONFIG), "--model_name_or_path", seeing, "--dataset_name", data)
-        micro = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
-        return command(tmp_path / "run", *named, *SETTINGS, *micro, *reward, accelerate=accelerate)
-
-    mixed = run(words(write(tmp_path / "mixed.parquet", [0, 1, 1, 0, 2, 0] * 3)))
-    if accelerate == "cpu_zero3":
-        assert mixed.returncode != 0 and "9 of 18 training rows have images" in mixed.stdout + mixed.stderr
-        done = run([*words(write(tmp_path / "pictures.parquet", [1, 2] * 9)), "--overwrite_output_dir"])
-    else:
-        done = mixed
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = metrics(tmp_path / "run")
-    assert [line["grad_norm"] > 0 for line in lines] == [True] * 3
-    assert max(line["sampling/sampling_logp_difference/max"] for line in lines) <= 1e-4
+@pytest.mark.parametrize("name", PICTURES)
+def test_twenty_steps(name: str, tmp_path: Path, shared_data: Path) -> None:
+    """Engine and trainer compute the same policy after every weight sync, the trained tower included."""
+    kind, rows, flags = PICTURES[name]
+    if "false" not in flags:
+        pytest.importorskip("vllm", reason="vLLM is not installed")
+    (file,) = (shared_data / "images").glob(f"{rows}*.parquet")
+    config = ROOT / "recipes" / "configs" / "grpo_math" / "cpu.yaml"
+    words = ["--config", str(config), "--model_name_or_path", seeing_model(kind, tmp_path), "--dataset_name", str(file)]
+    words += [*PICTURE_FLAGS, *flags, "--max_steps", str(STEPS), "--eval_samples", "4", "--max_completion_length", "24"]
+    folder = tmp_path / "run"
+    done = run(command(folder, *words, accelerate="cpu"), timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert f"format {rows}" in done.stdout
+    steps = metrics(folder)
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    for row in steps:
+        assert 0 <= row["sampling/sampling_logp_difference/max"] <= 1e-4, row
+        assert abs(row["sampling/importance_sampling_ratio/mean"] - 1) <= 1e-4, row
+        assert math.isfinite(row["loss"])
+    assert any(row["grad_norm"] > 0 for row in steps), "no step had a gradient: this would prove nothing"
