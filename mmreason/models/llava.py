@@ -237,7 +237,7 @@ def _vision_settings(llava: Any, images: Any) -> dict[str, Any]:
         "source": "hf",
         "name": tower.model_type,
         "weights": llava.model.vision_tower.state_dict(),
-        "config": tower.to_diff_dict(),
+        "config": {key: value for key, value in tower.to_diff_dict().items() if key != "vision_use_head"},
         "feature_layer": layer,
         "select": "patch" if drops or not _CLASS_TOKENS[tower.model_type] else "all",
         "resize": resize,

@@ -126,10 +126,11 @@ class MMReasonProcessor(ProcessorMixin):
             return
         places = [row.count(self.image_token) for row in text]
         given = [len(make_flat_list_of_images(images))]
-        nested = isinstance(images, list | tuple) and all(isinstance(row, list | tuple) for row in images)
-        if nested:
+        fits = sum(places) == given[0]
+        if isinstance(images, list | tuple) and all(isinstance(row, list | tuple) for row in images):
             given = [len(row) for row in images]
-        if places != given if nested else sum(places) != given[0]:
+            fits = list(filter(None, places)) == list(filter(None, given))  # rows without pictures may be left out
+        if not fits:
             raise ValueError(f"the texts have places for {places} pictures, given are {given}")
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:

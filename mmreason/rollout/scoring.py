@@ -109,12 +109,12 @@ def completion_logps(
         logits = logits.index_fill(-1, torch.tensor(list(banned_token_ids), device=device), float("-inf"))
     logps, entropy = token_logps(logits, targets, temperature=temperature, with_entropy=with_entropy)
 
-    mask = completion_mask(completions, device)
-    starts = torch.tensor([len(prompt) - 1 - first for prompt in prompts], device=device)
-    columns = starts[:, None] + torch.arange(mask.shape[1], device=device)
-    columns = columns.clamp(max=logps.shape[1] - 1)
-    keep = mask.bool()
-    aligned = torch.where(keep, logps.gather(1, columns), 0.0)
-    if entropy is None:
-        return aligned, None
-    return aligned, torch.where(keep, entropy.gather(1, columns), 0.0)
+    starts = [len(prompt) - 1 - first for prompt in prompts]
+    return _aligned(logps, starts, completions), None if entropy is None else _aligned(entropy, starts, completions)
+
+
+def _aligned(values: Tensor, starts: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
+    """(B, positions) → (B, C): each row's values from its start on, 0 behind its completion."""
+    mask = completion_mask(completions, values.device)
+    columns = torch.tensor(starts, device=values.device)[:, None] + torch.arange(mask.shape[1], device=values.device)
+    return torch.where(mask.bool(), values.gather(1, columns.clamp(max=values.shape[1] - 1)), 0.0)

@@ -74,9 +74,7 @@ def _refuse_transformers_backend(config: Any, checkpoint: str, model_impl: str) 
     known = not architectures or set(architectures) & set(ModelRegistry.get_supported_archs())
     if model_impl == "transformers" or not known:
         name = ", ".join(architectures) or config.model_type
-        missing = (
-            "" if known else ". Is it a vLLM for texts only, or is a plugin missing or left out (VLLM_PLUGINS)?"
-        )
+        missing = "" if known else ". Is it a vLLM for texts only, or is a plugin missing or left out (VLLM_PLUGINS)?"
         raise ConfigError(
             f"{checkpoint}: vLLM would run {name} with its Transformers backend, which changes the class of the model "
             f"that is trained in the same process; set use_vllm: false, or vllm_mode: server{missing}"

@@ -16,6 +16,7 @@ from mmreason.data.prompts import resolve_template
 from mmreason.rewards import load_rewards
 from mmreason.trainers.arguments import DataArguments, ModelArguments, PolicyConfig, RewardArguments
 from tests.recipes.launch import ROOT, command, metrics, run
+from tests.tiny_vlms import tiny_vlm
 
 FOLDER = ROOT / "recipes" / "configs" / "grpo_math"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -38,8 +39,8 @@ def header(path: Path) -> tuple[list[str], int]:
 
 
 def test_the_set_of_configs() -> None:
-    names = "cpu embedded qwen2.5-0.5b qwen2.5-1.5b-lora qwen2.5-7b-zero3-multinode r1-zero-1.5b".split()  # noqa: SIM905
-    assert [path.stem for path in CONFIGS] == names
+    names = ["cpu", "embedded", "qwen2.5-0.5b", "qwen2.5-1.5b-lora", "qwen2.5-7b-zero3-multinode"]
+    assert [path.stem for path in CONFIGS] == [*names, "qwen2.5-vl-3b-geometry", "r1-zero-1.5b", "shapes"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -132,7 +133,14 @@ ON_CPU = [
     "--max_completion_length", "8", "--max_prompt_length", "1536", "--max_steps", "1", "--max_train_samples", "64",
     "--eval_samples", "4", "--hf_generation_batch_size", "64",
 ]  # fmt: skip
-GPU_CONFIGS = [path for path in CONFIGS if path.stem not in ("cpu", "embedded")]
+GPU_CONFIGS = [path for path in CONFIGS if path.stem not in ("cpu", "embedded", "shapes")]
+
+
+def stand_ins(path: Path, data: DataArguments, shared: Path, tiny: str, folder: Path) -> tuple[str, Path]:
+    """(model, data set) of the kind that a YAML names, but tiny, or here."""
+    if "-vl-" in path.stem:
+        return str(tiny_vlm("qwen2_5_vl", folder / "model")), shared / "images" / "geometry3k_10.parquet"
+    return tiny, shared / ("math/math500.jsonl" if data.dataset_format == "math" else "gsm8k")
 
 
 @pytest.mark.slow
@@ -141,9 +149,10 @@ def test_its_other_settings_run_on_the_cpu(path: Path, tmp_path: Path, shared_da
     from recipes.grpo_math import main
 
     _, data, rewards, args = read(path)
+    model, rows = stand_ins(path, data, shared_data, tiny_checkpoint, tmp_path)
     small: dict[str, Any] = {
-        "model_name_or_path": tiny_checkpoint,
-        "dataset_name": shared_data / ("math/math500.jsonl" if data.dataset_format == "math" else "gsm8k"),
+        "model_name_or_path": model,
+        "dataset_name": rows,
         "output_dir": tmp_path / "run",
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": args.num_generations // 2,
