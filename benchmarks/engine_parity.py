@@ -145,8 +145,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
         right.plot(steps, [float(row["mean_importance_ratio"]) - 1 for row in mine], marker, ms=4, ls="-", lw=0.8)
     left.axhline(LOGP_BOUND, color="black", ls="--", lw=1)
     left.axhline(IMAGE_LOGP_BOUND, color="grey", ls="--", lw=1)
-    left.set(yscale="log", ylim=(1e-7, 3e-4), xlabel="step", title="largest |Δ log-prob|, engine − trainer (nats)")
-    left.legend(fontsize=7)
+    left.set(yscale="log", ylim=(1e-8, 3e-4), xlabel="step", title="largest |Δ log-prob|, engine − trainer (nats)")
+    left.legend(fontsize=7, loc="lower center", ncol=2)
     for bound in (RATIO_BOUND, -RATIO_BOUND):
         right.axhline(bound, color="black", ls="--", lw=1)
     right.set(xlabel="step", ylim=(-1.3e-4, 1.3e-4), title="mean importance ratio − 1")
