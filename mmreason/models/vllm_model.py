@@ -1,7 +1,7 @@
 """A composed model in vLLM: our towers and projector as they are, around vLLM's own class of the decoder.
 
-Attributes have the names of `MMReasonForConditionalGeneration`, so checkpoints, and weights that a trainer sends, load
-without renaming. Under tensor parallelism the decoder is split, towers and projector are whole in each process.
+Attributes have the names of `MMReasonForConditionalGeneration`, so checkpoints, and weights that a trainer sends, find
+their places. Under tensor parallelism the decoder is split, towers and projector are whole in each process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mmreason.models.projectors import build_projector
 from mmreason.models.vision import VisionTower
 from mmreason.models.vllm_adapters import PER_TOKEN, AdapterNames, make_adaptable
 from mmreason.models.vllm_processing import MMReasonDummyInputs, MMReasonMultiModalProcessor, MMReasonProcessingInfo
+from mmreason.models.vllm_weights import WeightNames, persistent_buffers
 from mmreason.types import ConfigError
 
 
@@ -73,8 +74,9 @@ class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA):
                 vllm_config=vllm_config, hf_config=text, prefix=maybe_prefix(prefix, "language_model")
             )
         self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
+        self._names = WeightNames(self.vision_tower, text)
         # The very tensors: while vLLM reloads weights, the modules hold others without values.
-        self._statistics = _persistent_buffers(self.vision_tower, "vision_tower")
+        self._statistics = persistent_buffers(self.vision_tower, "vision_tower.")
 
     # ---- pictures
 
@@ -118,7 +120,7 @@ class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA):
     # ---- weights and adapters
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load weights under transformers' names, of the whole model.
+        """Load weights under transformers' names, of the whole model, as files have them or as a trainer has.
 
         Statistics that the towers keep beside their parameters (those of batch norm) stay as they are where `weights`
         lacks them, as a trainer's do.
@@ -126,7 +128,8 @@ class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA):
         statistics = dict(self._statistics)
 
         def parameters() -> Iterator[tuple[str, Tensor]]:
-            for name, value in weights:
+            for given, value in weights:
+                name = self._names(given)
                 if name in statistics:
                     statistics[name] = value
                 else:
@@ -170,11 +173,3 @@ def _outside_zero3() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = kept
-
-
-def _persistent_buffers(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint that are no parameters. None where vLLM has left the module out."""
-    if not isinstance(module, VisionTower):
-        return {}
-    saved = module.state_dict(prefix=f"{prefix}.", keep_vars=True)
-    return {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}

@@ -60,9 +60,9 @@ def test_engine_and_trainer_agree_after_every_sync(measured: Any, case: str) -> 
     assert len(found["fresh"]) == 5 and max(found["fresh"]) <= BOUND, found
 
 
-def test_towers_with_buffers(measured: Any) -> None:
+def test_towers_with_buffers_and_with_other_names_in_files(measured: Any) -> None:
     """Batch norm's statistics, which a trainer doesn't send, and tables that no checkpoint holds outlive each sync."""
-    found = measured("buffers")
+    found = measured("special")
     assert found["parity"]["same"] == found["parity"]["of"] == 8 and found["parity"]["gap"] <= BOUND
     assert min(found["syncs"]["stale"]) > 0.1 and max(found["syncs"]["fresh"]) <= BOUND, found
 

@@ -25,6 +25,13 @@ RELATIVE = {
     "source": "timm", "name": "swin_tiny_patch4_window7_224", "weights": "random", "image_size": 64,
     "config": {"embed_dim": 32, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2},
 }  # fmt: skip
+RENAMED = {
+    "source": "hf", "name": "dinov3_vit", "weights": "random", "image_size": 64,
+    "config": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "image_size": 64, "patch_size": 32, "num_register_tokens": 4,
+    },
+}  # fmt: skip
 FUSED = {"towers": [TIMM_VIT, HF_SIGLIP], "max_tiles": 3}
 QUERIES = {"queries": 5, "heads": 2, "layers": 1}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -32,9 +39,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "open_clip": (OPEN_CLIP_VIT | {"max_tiles": 3}, {"kind": "pixel_shuffle"}, "llama"),
     "hf": (HF_SIGLIP | {"max_tiles": 3}, {"kind": "perceiver", **QUERIES}, "qwen3"),
     "fused": (FUSED, {"kind": "avg_pool"}, "mistral-tied"),
-    # statistics beside the parameters, and buffers that no checkpoint holds
-    "buffers": ({"towers": [BATCH_NORM, RELATIVE]}, {"kind": "qformer", **QUERIES}, "gemma"),
-    "text_only": (TIMM_VIT, {"kind": "linear"}, "gpt_neox"),
+    # statistics beside the parameters, buffers that no checkpoint holds, and names that files don't have
+    "special": ({"towers": [BATCH_NORM, RELATIVE, RENAMED]}, {"kind": "qformer", **QUERIES}, "gemma"),
+    "text_only": (TIMM_VIT, {"kind": "linear"}, "gpt_neox"),  # its head has another name in files
 }
 # No picture, one, three, and one that is cut into three tiles.
 PICTURES = {"none": [], "one": [(40, 40)], "three": [(50, 50), (90, 30), (30, 90)], "tiled": [(96, 32)]}
