@@ -25,7 +25,19 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORT_NAMES = {"yaml": "pyyaml", "open_clip": "open-clip-torch", "lm_eval": "lm-eval", "math_verify": "math-verify"}
+IMPORT_NAMES = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "open_clip": "open-clip-torch",
+    "lm_eval": "lm-eval",
+    "math_verify": "math-verify",
+}
+    "yaml": "pyyaml",
+    "open_clip": "open-clip-torch",
+    "lm_eval": "lm-eval",
+    "math_verify": "math-verify",
+    "PIL": "pillow",
+}
 # Dependencies that another one brings at a version it fixes itself; each with who does.
 BROUGHT_ALONG = {
     "huggingface_hub": "transformers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import runpy
 import shutil
@@ -253,7 +254,7 @@ def known_options() -> dict[str, set[str]]:
 
 
 def test_flags_exist() -> None:
-    """Each `--flag` of the running text belongs to a recipe, to its parser, to accelerate, or to `mmreason report`."""
+    """Each `--flag` of the running text belongs to a recipe, to its parser, to accelerate, to a command, or to vLLM."""
     from accelerate.commands.launch import launch_command_parser
 
     known = set().union(*known_options().values()) | {"config", "print_config", "help", "watch"}
@@ -262,7 +263,12 @@ def test_flags_exist() -> None:
     )
     known |= set(canary_options(["--model", "m", "--dataset", "d"]))
     known |= {option.lstrip("-") for action in launch_command_parser()._actions for option in action.option_strings}
-    used = {(page, flag) for page, span in spans() for flag in re.findall(r"--([a-z]\w*)", span)}
+    pytest.importorskip("vllm", reason="vLLM is not installed; its flags are named in docs/vllm.md")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known |= {field.name for field in dataclasses.fields(AsyncEngineArgs)} | {"lora_modules"}
+    found = ((page, flag) for page, span in spans() for flag in re.findall(r"--([a-z][\w-]*)", span))
+    used = {(page, flag.replace("-", "_")) for page, flag in found}
     unknown = {(page, flag) for page, flag in used if flag.removeprefix("no_") not in known}
     assert len(used) > 8 and not unknown, unknown
 
