@@ -32,12 +32,6 @@ IMPORT_NAMES = {
     "lm_eval": "lm-eval",
     "math_verify": "math-verify",
 }
-    "yaml": "pyyaml",
-    "open_clip": "open-clip-torch",
-    "lm_eval": "lm-eval",
-    "math_verify": "math-verify",
-    "PIL": "pillow",
-}
 # Dependencies that another one brings at a version it fixes itself; each with who does.
 BROUGHT_ALONG = {
     "huggingface_hub": "transformers",
