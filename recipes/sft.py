@@ -17,6 +17,7 @@ from typing import Any
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
 from mmreason.trainers.sft_arguments import SFTOptions
+from mmreason.types import ConfigError
 
 EMBEDDED = Path(__file__).parent / "configs" / "sft" / "embedded.yaml"
 OPTIONS = (ModelArguments, DataArguments, SFTOptions)
@@ -29,6 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         argv = ["--config", str(EMBEDDED), *argv]
     model_args, data, args = options = parse_config(OPTIONS, argv, "sft.py", __doc__)
     args.check()
+    if any((model_args.decoder, model_args.vision, model_args.projector, data.shapes)):
+        raise ConfigError(
+            "decoder, vision, projector, shapes: SFT trains on text so far; pictures are for grpo_math.py"
+        )
 
     # 1. Fail early: output folder and checkpoint are checked before data and model are loaded.
     from mmreason.trainers.sft import SFTTrainer, find_checkpoint, trl_config
@@ -43,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = find_checkpoint(args.output_dir, args.resume)
 
     # 2. Examples: prompts and completions become token ids and labels; nothing is cut or left out silently.
+    from mmreason.models.freezing import freeze_modules
     from mmreason.models.loading import add_lora, load_policy_model, load_tokenizer
 
     train, held_out = load_rows(data, args.seed, say)
@@ -56,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     model = load_policy_model(model_args)
     if model_args.use_peft:
         model = add_lora(model, model_args)
+    if model_args.freeze_modules:
+        freeze_modules(model, model_args.freeze_modules)
     trainer = SFTTrainer(model, args, config, rows, tokenizer, checkpoint)
 
     # 4. Train, with accuracy on held-out problems while it goes on, and save the final model.
@@ -70,6 +78,7 @@ def run_identity(model: ModelArguments, data: DataArguments, args: SFTOptions) -
     return {
         "model_name_or_path": model.model_name_or_path,
         "tiny_size": args.tiny_size if model.model_name_or_path is None else None,
+        "freeze_modules": model.freeze_modules,
         "use_peft": model.use_peft,
         "lora_r": model.lora_r if model.use_peft else None,
         "dataset_name": data.dataset_name,

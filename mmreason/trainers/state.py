@@ -241,7 +241,7 @@ def open_output_dir(
         ) from error
     record = folder / "run.json"
     if overwrite:
-        folders = [folder / name for name in ("rollouts", "evaluations", "final", "logs")]
+        folders = [folder / name for name in ("rollouts", "evaluations", "final", "logs", "composed")]
         for path in [*folder.glob("checkpoint-*"), *folders]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("run.json", "metrics.jsonl", "evaluation.json", "report.html"):

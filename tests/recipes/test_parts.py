@@ -43,8 +43,12 @@ def test_it_composes_once_and_goes_on_with_its_own(tmp_path: Path, monkeypatch: 
 def test_another_tower_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     call(tmp_path / "run", "--max_steps", "1")
+    other = ("--vision", "{source: timm, name: convnext_atto, weights: random, image_size: 64}")
     with pytest.raises(ConfigError, match="parts"):
-        call(tmp_path / "run", "--vision", "{source: timm, name: convnext_atto, weights: random}")
+        call(tmp_path / "run", *other)
+    call(tmp_path / "run", *other, "--max_steps", "1", "--overwrite_output_dir")
+    config = (tmp_path / "run" / "composed" / "config.json").read_text(encoding="utf-8")
+    assert "convnext_atto" in config, "starting over composes anew"
 
 
 @pytest.mark.parametrize(

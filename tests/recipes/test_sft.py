@@ -159,3 +159,23 @@ def test_real_solutions_become_labels(shared_data: Path) -> None:
         text = tokenizer.decode([label for label in row["labels"] if label >= 0], skip_special_tokens=True)
         assert example["answer"] in text.replace(",", "")
     assert (ROOT / "recipes" / "configs" / "sft" / "qwen2.5-0.5b.yaml").is_file()
+
+
+@pytest.mark.parametrize("flags", [("--decoder", "x"), ("--shapes", "{level: 1}")])
+def test_options_of_pictures_are_refused(flags: tuple[str, ...], tmp_path: Path) -> None:
+    from mmreason.types import ConfigError
+    from recipes.sft import main
+
+    with pytest.raises(ConfigError, match="SFT trains on text so far"):
+        main(["--output_dir", str(tmp_path / "run"), *flags])
+
+
+@pytest.mark.slow
+def test_frozen_modules_stay(sums: str, tmp_path: Path) -> None:
+    frozen = ("--freeze_modules", "embed_tokens", "layers.0", "--max_steps", "2", "--eval_samples", "0")
+    done = run(command(tmp_path / "run", sums, *frozen))
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = load_file(tmp_path / "run" / "tiny_model" / "model.safetensors")
+    after = weights(tmp_path / "run" / "final")
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved and not any("layers.0." in name or "embed_tokens" in name for name in moved)
