@@ -35,7 +35,16 @@ PICTURES: dict[str, tuple[str, str, list[str]]] = {
     "Qwen2.5-VL, TabMWP, vLLM": ("qwen2_5_vl", "tabmwp", []),
     "Qwen2.5-VL, ScienceQA, HF": ("qwen2_5_vl", "scienceqa", ["--use_vllm", "false"]),
 }
-PICTURE_FLAGS = ["--dataset_test_split", "null", "--max_train_samples", "200", "--max_prompt_length", "4096"]
+
+
+def vowels(completions: list[Any], **_: Any) -> list[float]:
+    """Share of vowels: a reward in which completions of random models differ, so that every step moves the weights."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [sum(char in "aeiou" for char in text) / max(len(text), 1) for text in texts]
+
+
+PICTURE_FLAGS = ["--reward_funcs", "benchmarks.engine_parity.vowels", "--reward_weights", "null"]
+PICTURE_FLAGS += ["--dataset_test_split", "null", "--max_train_samples", "200", "--max_prompt_length", "4096"]
 LOGP_BOUND, RATIO_BOUND = 1e-5, 1e-4
 IMAGE_LOGP_BOUND = 1e-4
 

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. Examples: prompts and completions become token ids and labels; nothing is cut or left out silently.
     from mmreason.models.freezing import freeze_modules
-    from mmreason.models.loading import add_lora, load_policy_model, load_tokenizer
+    from mmreason.models.loading import add_lora, load_policy_model, load_processor, load_tokenizer
 
     train, held_out = load_rows(data, args.seed, say)
     if model_args.model_name_or_path is None:
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     # 4. Train, with accuracy on held-out problems while it goes on, and save the final model.
     finished = train_and_measure(trainer, sets, say)
     if finished:
-        tell_results(trainer, say)
+        tell_results(trainer, load_processor(model_args), say)
     trainer.accelerator.end_training()
 
 
@@ -150,11 +150,14 @@ def train_and_measure(trainer: Any, sets: dict[str, Any], say: Any) -> bool:
     return True
 
 
-def tell_results(trainer: Any, say: Any) -> None:
+def tell_results(trainer: Any, processor: Any, say: Any) -> None:
+    """Save the final model; one that sees keeps its processor, so that later stages can show it pictures."""
     from mmreason.trainers.reporting import write_run_report
 
     final = Path(trainer.options.output_dir) / "final"
     trainer.save_model(str(final))
+    if trainer.accelerator.is_main_process:
+        processor.save_pretrained(final)
     say(f"Model: {final}   metrics: {trainer.options.output_dir}")
     write_run_report(trainer.options.output_dir, trainer.accelerator)
 

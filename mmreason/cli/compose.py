@@ -38,6 +38,10 @@ class ComposeConfig:
     image_token: str | None = field(
         default=None, metadata=_help("Text of the image token. None: the tokenizer's own, or <|image|>.")
     )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata=_help("A Jinja chat template file, in place of the tokenizer's; extended to place images."),
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="float32", metadata=_help("Dtype of the weights.")
     )
@@ -52,8 +56,11 @@ def run_compose(arguments: Sequence[str]) -> int:
     """The command; returns 0. Raises: ConfigError naming the part that doesn't fit; SystemExit after --help."""
     (config,) = parse_config((ComposeConfig,), list(arguments) or ["--help"], "mmreason compose", DESCRIPTION)
     from mmreason.models.compose import compose_checkpoint
+    from mmreason.models.loading import read_chat_template
 
-    parts = {name: value for name, value in asdict(config).items() if name != "out"}
+    parts = {name: value for name, value in asdict(config).items() if name not in ("out", "chat_template_path")}
+    if config.chat_template_path is not None:
+        parts["chat_template"] = read_chat_template(config.chat_template_path)
     print(describe(compose_checkpoint(config.out, parts)))
     return 0
 

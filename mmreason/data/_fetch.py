@@ -14,7 +14,8 @@ MAX_BYTES = 32 * 2**20
 TIMEOUT_S = 20.0
 _REDIRECTS = 5
 _CHUNK = 1 << 16
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Networks whose addresses end with an IPv4 address: NAT64 (well-known and local), IPv4-compatible.
+_CARRIERS = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
 
 
 class FetchError(Exception):
@@ -107,8 +108,11 @@ def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         teredo = ip.teredo[1] if ip.teredo else None
-        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
-        inner = ip.ipv4_mapped or ip.sixtofour or teredo or nat64
+        carries = any(ip in network for network in _CARRIERS)
+        tail = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if carries else None
+        inner = ip.ipv4_mapped or ip.sixtofour or teredo or tail
+        if ip.is_site_local:
+            return False
         if inner is not None and not _is_public(str(inner)):
             return False
         if ip.ipv4_mapped is not None:

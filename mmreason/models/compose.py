@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -112,7 +113,8 @@ def assemble(config: MMReasonConfig, towers: Sequence[Tower], language_model: An
     model.to(language_model.dtype)
     # As loading sets it, so that saving again writes the same file.
     cast(Any, config.vision_config).dtype = language_model.dtype
-    model.generation_config = language_model.generation_config
+    model.generation_config = copy.deepcopy(language_model.generation_config)
+    model.generation_config.suppress_tokens = [config.image_token_id]  # a place without its picture
     if all(isinstance(change, PrefixChange) for change in get_model_conversion_mapping(model, add_legacy=False)):
         model._weight_conversions = []  # as loading leaves it too: shards are then cut in the same order
     return model.eval()

@@ -28,7 +28,7 @@ def load_tokenizer(args: Any) -> Any:
         ) from error
     _set_padding(tokenizer, source)
     if args.chat_template_path is not None:
-        tokenizer.chat_template = _read_chat_template(args.chat_template_path)
+        tokenizer.chat_template = read_chat_template(args.chat_template_path)
     return tokenizer
 
 
@@ -40,6 +40,9 @@ def load_processor(args: Any) -> Any:
     """
     from transformers import AutoProcessor
     from transformers.utils import cached_file
+
+    from mmreason.models.processing import MMReasonProcessor
+    from mmreason.models.templates import template_with_images
 
     source = args.model_name_or_path
     names = ("processor_config.json", "preprocessor_config.json")
@@ -59,7 +62,10 @@ def load_processor(args: Any) -> Any:
         return load_tokenizer(args)
     _set_padding(tokenizer, source)
     if args.chat_template_path is not None:
-        processor.chat_template = tokenizer.chat_template = _read_chat_template(args.chat_template_path)
+        tokenizer.chat_template = read_chat_template(args.chat_template_path)
+        if isinstance(processor, MMReasonProcessor):
+            tokenizer.chat_template = template_with_images(tokenizer, processor.image_token)
+        processor.chat_template = tokenizer.chat_template
     return processor
 
 
@@ -74,7 +80,8 @@ def _set_padding(tokenizer: Any, source: str) -> None:
     tokenizer.pad_token = tokenizer.eos_token
 
 
-def _read_chat_template(path: str) -> str:
+def read_chat_template(path: str) -> str:
+    """The template in a file, or that of a tokenizer (folder or hub id). Raises ConfigError where there is none."""
     if Path(path).is_file():
         return Path(path).read_text(encoding="utf-8")
     from transformers import AutoTokenizer

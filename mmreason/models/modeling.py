@@ -75,7 +75,10 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Views → the towers' features (views, patches, channels): what a feature store keeps."""
         weight = next(self.vision_tower.parameters())
-        return cast(Tensor, self.vision_tower(pixel_values.to(weight.device, weight.dtype)))
+        # A frozen tower keeps no activations, even where PEFT has made its first layer's output ask for gradients.
+        learns = any(param.requires_grad for param in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return cast(Tensor, self.vision_tower(pixel_values.to(weight.device, weight.dtype)))
 
     def project(self, image_features: Tensor) -> Tensor:
         """The towers' features → embeddings for the decoder."""
@@ -83,9 +86,16 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return cast(Tensor, self.projector(image_features.to(weight.device, weight.dtype)))
 
     def embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_features: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        *,
+        continues: bool = False,
     ) -> Tensor:
         """Token embeddings with pictures in the places of the image tokens, (B, T, decoder width).
+
+        Args: continues: a cache holds what came before, with its pictures.
 
         Raises:
             ValueError: other than `tokens per view` image tokens for each view.
@@ -97,7 +107,7 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if image_features is None:
             if input_ids.shape[1] > 1 and places.any():
                 raise ValueError(f"{int(places.sum())} image tokens in the text, but no pictures were given")
-            return self._beside_others(embeds)
+            return embeds if continues else self._beside_others(embeds)
         tokens = self.project(image_features)
         if int(places.sum()) != tokens.shape[0] * tokens.shape[1]:
             raise ValueError(
@@ -117,7 +127,7 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return embeds
         vision = cast(Any, self.config.vision_config)
         blank = embeds.new_zeros(1, vision.num_channels, vision.image_size, vision.image_size)
-        return embeds + 0 * self.get_image_features(blank).sum().to(embeds.dtype)
+        return embeds + 0 * self.get_image_features(blank).float().mean().to(embeds.dtype)
 
     # ---- the model as transformers knows it
 
@@ -147,7 +157,8 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: image tokens and views that don't match, or neither ids nor embeddings.
         """
-        inputs_embeds = self._embeddings(input_ids, inputs_embeds, pixel_values, image_features)
+        continues = past_key_values is not None and past_key_values.get_seq_length() > 0
+        inputs_embeds = self._embeddings(input_ids, inputs_embeds, pixel_values, image_features, continues)
         if not isinstance(logits_to_keep, int) or logits_to_keep:
             kwargs["logits_to_keep"] = logits_to_keep
         return self.language_model(
@@ -165,12 +176,13 @@ class MMReasonForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None,
         pixel_values: Tensor | None,
         image_features: Tensor | None,
+        continues: bool = False,
     ) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is not None:
             return inputs_embeds
-        return self.embed(cast(Tensor, input_ids), pixel_values, image_features)
+        return self.embed(cast(Tensor, input_ids), pixel_values, image_features, continues=continues)
 
     @property
     def base_model(self) -> Any:

@@ -78,6 +78,9 @@ def _as_rgb(image: Any) -> Any:
         from transformers.image_transforms import to_pil_image
 
         image = to_pil_image(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # on white, as mmreason.data.images does
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

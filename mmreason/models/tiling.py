@@ -62,7 +62,9 @@ def _square(image: Any, size: int, resize: str, resample: int, fill: Sequence[in
         return image.resize((size, size), resample, box=(left, top, left + side, top + side))
     from PIL import Image
 
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), tuple(fill))
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square.resize((size, size), resample)
+    # Scaled before it is padded: the square around a very long picture may be larger than memory.
+    scale = size / max(width, height)
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    square = Image.new("RGB", (size, size), tuple(fill))
+    square.paste(image.resize((width, height), resample), ((size - width) // 2, (size - height) // 2))
+    return square

@@ -7,6 +7,7 @@ pooling and heads are cut off, so that every parameter of a tower has a gradient
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ class TimmTower(nn.Module):
         super().__init__()
         import timm
 
+        check_settings(tower)
         self.encoder = timm.create_model(tower["name"], pretrained=False, num_classes=0, **tower["settings"])
         prune_timm(self.encoder, tower["feature_layer"])
 
@@ -30,7 +32,37 @@ class TimmTower(nn.Module):
         return timm_tokens(self.encoder, pixel_values)
 
     def set_checkpointing(self, enable: bool) -> None:
-        self.encoder.set_grad_checkpointing(enable)
+        checkpoint_timm(self.encoder, enable)
+
+
+def check_settings(tower: Mapping[str, Any]) -> None:
+    """Refuse what would make a library read files or the network: weights come with the checkpoint, as safetensors.
+
+    Raises: ConfigError naming the setting.
+    """
+    import timm
+
+    settings = dict(tower["settings"])
+    vision = dict(settings.get("vision_cfg", {}))
+    for key in (*settings, *vision):
+        wanted = settings.get(key, vision.get(key))
+        if key in ("checkpoint_path", "cache_dir", "pretrained") or (key.endswith("_pretrained") and wanted):
+            raise ConfigError(f"vision.config.{key} is not taken: name weights with vision.weights")
+    names = [tower["name"]] if tower["source"] == "timm" else [vision.get("timm_model_name")]
+    for name in filter(None, names):
+        if not timm.is_model(name):
+            raise ConfigError(f"vision: {name!r} is no model of timm {timm.__version__}")
+
+
+def checkpoint_timm(encoder: Any, enable: bool) -> None:
+    """Gradient checkpointing of a timm model; one that has none keeps its activations, and says so."""
+    try:
+        encoder.set_grad_checkpointing(enable)
+    except (AssertionError, AttributeError, TypeError):
+        if enable:
+            logging.getLogger(__name__).warning(
+                "%s of timm has no gradient checkpointing: its activations are kept", type(encoder).__name__
+            )
 
 
 def prune_timm(encoder: Any, feature_layer: int | None) -> None:
@@ -72,6 +104,7 @@ class OpenClipTower(nn.Module):
         super().__init__()
         from open_clip.model import _build_vision_tower
 
+        check_settings(tower)
         visual = _build_vision_tower(**tower["settings"])
         layer = tower["feature_layer"]
         self.trunk = hasattr(visual, "trunk")
@@ -109,7 +142,7 @@ class OpenClipTower(nn.Module):
         return features.flatten(2).transpose(1, 2), 0
 
     def set_checkpointing(self, enable: bool) -> None:
-        self.encoder.set_grad_checkpointing(enable)
+        checkpoint_timm(self.encoder, enable)
 
 
 class HFTower(nn.Module):
@@ -240,7 +273,10 @@ class VisionTower(nn.Module):
         """A frozen tower stays as it is, without dropout. Batch norms always keep their statistics: those of a few
         pictures would be others at each step, and others again in the engine that samples.
         """
-        super().train(mode and any(param.requires_grad for param in self.parameters()))
+        learns = [any(param.requires_grad for param in tower.parameters()) for tower in self.towers]
+        super().train(mode and any(learns))
+        for tower, learning in zip(self.towers, learns, strict=True):
+            tower.train(mode and learning)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

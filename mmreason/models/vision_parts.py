@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmreason._functions import did_you_mean
 from mmreason.models.configuration import MMReasonVisionConfig
-from mmreason.models.vision import TOWERS
+from mmreason.models.vision import TOWERS, check_settings
 from mmreason.types import ConfigError
 
 TOWER_KEYS: dict[str, str] = {
@@ -146,10 +146,10 @@ def _measure(tower: Tower) -> None:
         raise ConfigError(f"vision: {entry['name']} can't take views of {size} px: {_first_line(error)}") from error
     count = tokens.shape[1] - prefix
     side = round(count**0.5)
-    if count < 1 or side * side != count:
+    if count < 1 or prefix < 0 or side * side != count:
         raise ConfigError(
-            f"vision: {entry['name']} gives {tokens.shape[1]} tokens, {prefix} of them without a place: no grid of "
-            "patches. A tower needs spatial tokens or a feature map"
+            f"vision: {entry['name']} gives {tokens.shape[1]} tokens, which are no square grid of patches "
+            f"({prefix} beside it). A tower needs spatial tokens or a feature map"
         )
     entry["width"], entry["grid"] = int(tokens.shape[2]), [side, side]
     entry["prefix"] = int(prefix) if entry["select"] == "all" else 0
@@ -170,6 +170,7 @@ def _timm(entry: dict[str, Any], given: Mapping[str, Any]) -> Tower:
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         raise ConfigError(f"vision.name={name!r} is no model of timm {timm.__version__}.{hint}")
+    check_settings({"source": "timm", "name": name, "settings": settings})
     pretrained = weights == "pretrained"
     if given.get("image_size") is not None:
         settings["img_size"] = given["image_size"]

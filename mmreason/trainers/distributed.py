@@ -125,12 +125,12 @@ class DataParallel:
 def prepare_for_images(model: Any, accelerator: Accelerator, counts: Sequence[int]) -> None:
     """Let processes whose micro-batches have no images wait for those whose have some, before the model is prepared.
 
-    Args: counts: images of each training row.
+    Args: counts: images of each row of a set.
 
     Raises:
-        ConfigError: weights are sharded and only some rows have images: processes would wait for each other for ever,
-            because all of them have to put a layer together when one uses it. Composed models see to that under
-            DeepSpeed themselves.
+        ConfigError: weights are sharded and only some rows of a set have images: processes would wait for each other
+            for ever, because all of them have to put a layer together when one uses it. Under DeepSpeed, composed
+            models see to that themselves.
     """
     if accelerator.num_processes == 1:
         return
@@ -140,7 +140,7 @@ def prepare_for_images(model: Any, accelerator: Accelerator, counts: Sequence[in
         with_images = sum(count > 0 for count in counts)
         if 0 < with_images < len(counts):
             raise ConfigError(
-                f"{with_images} of {len(counts)} training rows have images: with DeepSpeed or FSDP, processes with and "
+                f"{with_images} of {len(counts)} rows have images: with DeepSpeed or FSDP, processes with and "
                 "without images would wait for each other for ever; train on rows of one kind, or with plain data "
                 "parallelism (recipes/accelerate/ddp.yaml)"
             )

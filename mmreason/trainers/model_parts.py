@@ -37,7 +37,9 @@ def compose_for_run(args: ModelArguments, output_dir: str, accelerator: Any, see
     if args.decoder is None:
         return
     from mmreason.models.compose import compose_checkpoint
+    from mmreason.models.loading import read_chat_template
 
+    template = args.chat_template_path
     parts = {
         "vision": args.vision,
         "projector": args.projector,
@@ -46,6 +48,7 @@ def compose_for_run(args: ModelArguments, output_dir: str, accelerator: Any, see
         "trust_remote_code": args.trust_remote_code,
         "dtype": args.dtype,
         "seed": seed,
+        "chat_template": None if template is None else read_chat_template(template),
     }
     with accelerator.main_process_first(), _whole_models(accelerator):
         args.model_name_or_path = compose_checkpoint(Path(output_dir) / FOLDER, parts)

@@ -113,7 +113,8 @@ class PolicyTrainer:
             if ref_model is None:
                 raise ValueError("beta > 0 without an adapter needs ref_model")
             self.reference = prepare_reference(ref_model, accelerator)
-        prepare_for_images(model, accelerator, list(image_counts(train_dataset)))
+        for rows in (train_dataset, *(held.dataset for held in (held_out or {}).values())):
+            prepare_for_images(model, accelerator, list(image_counts(rows)))
         self.policy, self.optimizer = accelerator.prepare(model, build_optimizer(model, args))
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mmreason.models.compose import compose_checkpoint, from_parts
+from mmreason.models.modeling import MMReasonForConditionalGeneration
 from mmreason.models.tiny import tiny_tokenizer
 from mmreason.types import ConfigError
 from tests.models.parts import DECODERS, HF_SIGLIP, TIMM_VIT, compose, save_decoder
@@ -57,7 +58,9 @@ def test_text_goes_through_as_before(kind: str, tmp_path: Path) -> None:
         assert new.convert_ids_to_tokens(list(range(rows))) == old.convert_ids_to_tokens(list(range(rows)))
         for text in TEXTS:
             assert new.decode(new.encode(text)) == text == old.decode(old.encode(text))
-        assert model.generation_config.to_dict() == bare.generation_config.to_dict()
+        mine, own = model.generation_config.to_dict(), bare.generation_config.to_dict()
+        assert mine.pop("suppress_tokens") == [model.config.image_token_id] and own.pop("suppress_tokens") is None
+        assert mine == own
 
 
 def test_spare_rows_are_used(tmp_path: Path) -> None:
@@ -181,3 +184,35 @@ def test_checkpoint_of_parts(decoder: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="projector.kind"):
         compose_checkpoint(tmp_path / "never", parts | {"projector": {"kind": "mpl"}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder", "made"]
+
+
+def test_plain_generate_writes_no_image_token(tmp_path: Path) -> None:
+    """Also for those who use neither of our engines: the checkpoint's own generation settings say so."""
+    model, processor = from_parts(TIMM_VIT, None, save_decoder(tmp_path / "decoder"))
+    model.save_pretrained(tmp_path / "model")
+    loaded = MMReasonForConditionalGeneration.from_pretrained(tmp_path / "model")
+    token = processor.image_token_id
+    head = loaded.get_output_embeddings()
+    head.register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor([token]), 1e4))
+    ids = torch.tensor([processor.tokenizer("what?")["input_ids"]])
+    assert token not in loaded.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
+
+
+def test_another_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A template for texts, given when a model is composed or when it is loaded, is extended to place pictures."""
+    from mmreason.cli.main import main
+    from mmreason.models.loading import load_processor
+    from mmreason.trainers.arguments import ModelArguments
+
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}", encoding="utf-8")
+    tower = "{source: timm, name: vit_tiny_patch16_224, weights: random, image_size: 32, config: {depth: 1}}"
+    parts = ["--decoder", save_decoder(tmp_path / "decoder"), "--vision", tower]
+    assert main(["compose", "--out", str(tmp_path / "a"), *parts, "--chat_template_path", str(template)]) == 0
+    assert main(["compose", "--out", str(tmp_path / "b"), *parts]) == 0
+    content = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    for name, path in (("a", None), ("b", str(template))):
+        args = ModelArguments(model_name_or_path=str(tmp_path / name), chat_template_path=path)
+        processor = load_processor(args)
+        text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        assert text == f"[user]{processor.image_token}what?"

@@ -78,3 +78,12 @@ def test_batch_norms_keep_their_statistics(tiny_checkpoint: str) -> None:
     trained_mode = model.encode(pixels)
     assert before and all(torch.equal(before[name], buffer) for name, buffer in model.vision_tower.named_buffers())
     assert torch.equal(trained_mode, model.eval().encode(pixels))
+
+
+def test_a_frozen_tower_keeps_no_activations(model: Any) -> None:
+    """PEFT with gradient checkpointing makes the output of every first layer ask for gradients, a tower's too."""
+    freeze_modules(model, ["vision_tower"])
+    model.vision_tower.towers[0].encoder.patch_embed.register_forward_hook(lambda _, __, out: out.requires_grad_())
+    assert not model.encode(torch.randn(1, 3, 32, 32)).requires_grad
+    model.vision_tower.requires_grad_(True)
+    assert model.encode(torch.randn(1, 3, 32, 32)).requires_grad

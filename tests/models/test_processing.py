@@ -128,3 +128,12 @@ def test_files_come_back(tmp_path: Path) -> None:
     AutoProcessor.from_pretrained(tmp_path / "again").save_pretrained(tmp_path / "third")
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (tmp_path / "third" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_shows_white(mode: str) -> None:
+    """As images of a data set come: whoever uses the processor alone sees the same pixels."""
+    made = processor()
+    clear = made.image_processor([Image.new(mode, (9, 9), (0,) * len(mode))])["pixel_values"]
+    white = made.image_processor([Image.new("RGB", (9, 9), "white")])["pixel_values"]
+    assert torch.equal(clear, white)

@@ -85,3 +85,11 @@ def test_a_crop_keeps_the_middle() -> None:
     image.paste("blue", (20, 0, 40, 20))
     for view in (image, image.rotate(90, expand=True)):
         assert np.array(make_views(view, 20, 1, "crop", 3, (0, 0, 0))[0]).tolist() == [[[0, 0, 255]] * 20] * 20
+
+
+def test_a_very_long_picture_takes_no_square_of_its_length() -> None:
+    """Padded to 30,000 × 30,000 pixels first, it would take 2.7 GB."""
+    image = Image.new("RGB", (30_000, 2), (255, 255, 255))
+    (view,) = make_views(image, 16, 1, "pad", 3, (9, 9, 9))
+    pixels = np.asarray(view)
+    assert pixels.shape == (16, 16, 3) and (pixels[7:9] == 255).any() and (pixels[0] == 9).all()

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mmreason.models.compose import from_parts
 from mmreason.models.modeling import MMReasonForConditionalGeneration
+from mmreason.models.vision import VisionTower
+from mmreason.models.vision_parts import resolve_vision
 from tests.models.parts import save_decoder
 from tests.tiny_vlms import randomise
 
@@ -195,3 +197,21 @@ def test_tower_equals_its_library(name: str, decoder: str, tmp_path: Path) -> No
     loaded.encode(pixels).square().mean().backward()
     unused = [key for key, weight in loaded.vision_tower.named_parameters() if weight.grad is None]
     assert not unused
+
+
+def test_a_timm_model_without_gradient_checkpointing(caplog: pytest.LogCaptureFixture) -> None:
+    """It keeps its activations and says so, where a run asks for checkpointing as it does by default."""
+    tower = {"source": "timm", "name": "pit_ti_224", "weights": "random"}
+    vision = VisionTower(resolve_vision(tower)[0])
+    vision.set_checkpointing(True)
+    assert "no gradient checkpointing" in caplog.text
+
+
+def test_each_frozen_tower_stays_in_evaluation_mode() -> None:
+    tower = {"source": "timm", "name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
+    vision = VisionTower(resolve_vision([tower | {"config": {"depth": 1}}] * 2)[0])
+    vision.towers[0].requires_grad_(False)
+    vision.train()
+    assert vision.training and not vision.towers[0].training and vision.towers[1].training
+    vision.requires_grad_(False)
+    assert not vision.train().training and not any(module.training for module in vision.modules())

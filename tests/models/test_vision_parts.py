@@ -274,7 +274,7 @@ OPEN_CLIP_RESNET = OPEN_CLIP_VIT | {"name": "RN50", "config": {"width": 16, "lay
         ({"towers": []}, "vision.towers is empty"),
         ({"towers": [TIMM_VIT], "image_size": 32}, "vision.image_size is no setting"),
         ({"source": "timm", "name": "crossvit_tiny_240", "weights": "random"}, "no tokens and no feature map"),
-        ({"source": "timm", "name": "pit_ti_distilled_224", "weights": "random"}, "no grid of patches. A tower needs"),
+        ({"source": "timm", "name": "pit_ti_distilled_224", "weights": "random"}, "no square grid of patches"),
         (HF_CLIP | {"name": "bert", "config": {"num_hidden_layers": 1}}, "vision: bert can't take views"),
         (OPEN_CLIP_RESNET | {"feature_layer": -2}, "this open_clip tower has only its last"),
     ],
@@ -309,3 +309,35 @@ def test_several_towers_see_one_picture_each_in_its_own_colours() -> None:
     for channel in range(6):
         wanted = (rgb[channel % 3] - mean[channel]) / std[channel]
         torch.testing.assert_close(pixels[channel].double(), torch.from_numpy(wanted), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [
+        (
+            {"source": "timm", "name": "resnet18", "config": {"checkpoint_path": "x.pth"}},
+            "checkpoint_path is not taken",
+        ),
+        (
+            {"source": "open_clip", "name": "ViT-B-16", "config": {"timm_model_name": "hf-hub:a/b"}},
+            "is no model of timm",
+        ),
+    ],
+)
+def test_settings_that_would_read_files_or_the_network(tower: dict[str, Any], said: str) -> None:
+    """Neither from a YAML nor from the configuration of somebody's checkpoint."""
+    with pytest.raises(ConfigError, match=said):
+        resolve_vision(tower | {"weights": "random"})
+
+
+def test_a_tower_whose_patch_size_does_not_tell_its_grid() -> None:
+    config = {
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "image_size": 64,
+        "patch_size": 4,
+        "window_size": 4,
+    }
+    with pytest.raises(ConfigError, match="no square grid of patches"):
+        resolve_vision({"source": "hf", "name": "swin", "weights": "random", "config": config})

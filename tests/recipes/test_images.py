@@ -34,4 +34,4 @@ def test_twenty_steps(name: str, tmp_path: Path, shared_data: Path) -> None:
         assert 0 <= row["sampling/sampling_logp_difference/max"] <= 1e-4, row
         assert abs(row["sampling/importance_sampling_ratio/mean"] - 1) <= 1e-4, row
         assert math.isfinite(row["loss"])
-    assert any(row["grad_norm"] > 0 for row in steps), "no step had a gradient: this would prove nothing"
+    assert sum(row["grad_norm"] > 0 for row in steps) >= 15, "weights that don't move would prove nothing"

@@ -125,7 +125,7 @@ def test_two_processes(accelerate: str, seeing: str, tmp_path: Path) -> None:
 
     mixed = run(words(write(tmp_path / "mixed.parquet", [0, 1, 1, 0, 2, 0] * 3)))
     if accelerate == "cpu_zero3":
-        assert mixed.returncode != 0 and "9 of 18 training rows have images" in mixed.stdout + mixed.stderr
+        assert mixed.returncode != 0 and "9 of 18 rows have images" in mixed.stdout + mixed.stderr
         done = run([*words(write(tmp_path / "pictures.parquet", [1, 2] * 9)), "--overwrite_output_dir"])
     else:
         done = mixed

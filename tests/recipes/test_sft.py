@@ -179,3 +179,23 @@ def test_frozen_modules_stay(sums: str, tmp_path: Path) -> None:
     after = weights(tmp_path / "run" / "final")
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert moved and not any("layers.0." in name or "embed_tokens" in name for name in moved)
+
+
+@pytest.mark.slow
+def test_a_model_that_sees_keeps_its_processor(sums: str, tmp_path: Path) -> None:
+    """Trained on text, it is shown pictures by a later stage."""
+    from transformers import AutoProcessor
+
+    from tests.tiny_vlms import tiny_vlm
+
+    model = (
+        "--model_name_or_path",
+        tiny_vlm("qwen2_5_vl", tmp_path / "model"),
+        "--max_steps",
+        "1",
+        "--eval_samples",
+        "0",
+    )
+    done = run(command(tmp_path / "run", sums, *model))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert AutoProcessor.from_pretrained(tmp_path / "run" / "final").image_token == "<|image_pad|>"
