@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,22 @@ def _check_weights(told: Mapping[str, Any], config: Any, what: str) -> None:
         if names:
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ConfigError(f"{what} {word}: {listed}. Is it another model's file, or an unfinished copy?")
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """What is loaded or built in here is whole, also under a trainer's ZeRO-3, which would split it over all processes.
+
+    For models that one process makes alone, or that are an engine's own.
+    """
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def _tensor_parallel_settings(accelerator: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ their places. Under tensor parallelism the decoder is split, towers and projecto
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_regist
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from mmreason.models.configuration import MMReasonConfig
+from mmreason.models.loading import whole_models
 from mmreason.models.projectors import build_projector
 from mmreason.models.vision import VisionTower
 from mmreason.models.vllm_adapters import PER_TOKEN, AdapterNames, make_adaptable
@@ -60,7 +60,7 @@ class MMReasonForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA):
         adapts = lora is not None and lora.enable_tower_connector_lora and self.supports_tower_connector_lora
         self.hf_to_vllm_mapper = AdapterNames(with_connector=adapts)
 
-        with self._mark_tower_model(vllm_config, "image"), _outside_zero3():  # type: ignore[operator]
+        with self._mark_tower_model(vllm_config, "image"), whole_models():  # type: ignore[operator]
             device = torch.get_default_device()
             self.vision_tower = VisionTower(vision).to(device)
             projector = build_projector(
@@ -160,16 +160,3 @@ def check_decoder(architectures: list[str], checkpoint: str) -> None:
             f"{checkpoint}: vLLM has no class of its own for the decoder {', '.join(architectures) or '(unnamed)'}; "
             "sample with use_vllm: false, or choose another decoder"
         )
-
-
-@contextmanager
-def _outside_zero3() -> Iterator[None]:
-    """A trainer in the same process may have told transformers to split what it builds; the engine's copy is whole."""
-    from transformers.integrations import deepspeed
-
-    kept = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = kept

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ def compose_for_run(args: ModelArguments, output_dir: str, accelerator: Any, see
     if args.decoder is None:
         return
     from mmreason.models.compose import compose_checkpoint
-    from mmreason.models.loading import read_chat_template
+    from mmreason.models.loading import read_chat_template, whole_models
 
     template = args.chat_template_path
     parts = {
@@ -50,19 +48,5 @@ def compose_for_run(args: ModelArguments, output_dir: str, accelerator: Any, see
         "seed": seed,
         "chat_template": None if template is None else read_chat_template(template),
     }
-    with accelerator.main_process_first(), _whole_models(accelerator):
+    with accelerator.main_process_first(), whole_models():
         args.model_name_or_path = compose_checkpoint(Path(output_dir) / FOLDER, parts)
-
-
-@contextmanager
-def _whole_models(accelerator: Any) -> Iterator[None]:
-    """Under ZeRO-3 transformers splits what it loads over all processes, of which only one composes: not in here."""
-    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-
-    plugin = accelerator.state.deepspeed_plugin
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if plugin is not None and plugin.dschf is not None:
-            set_hf_deepspeed_config(plugin.dschf)
