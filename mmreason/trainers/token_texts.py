@@ -10,6 +10,7 @@ _BROKEN = "\ufffd"  # what decoding puts for bytes that are no whole character
 # them, or one for each.
 _WAITING = 3
 _WINDOW = 12  # tokens that are decoded again for those that wait: enough for three marks of three bytes
+_KEPT_RUNS = 10_000  # texts of waiting tokens that are remembered: rare characters come again, whatever the language
 
 
 class TokenTexts:
@@ -23,6 +24,7 @@ class TokenTexts:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self._alone: dict[int, str | None] = {}
+        self._together: dict[tuple[int, ...], str] = {}
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
         texts: list[str] = []
@@ -32,23 +34,32 @@ class TokenTexts:
             alone = self._text_alone(token)
             if alone is not None:
                 if waiting:  # they were no character after all
-                    texts[-1] += self._decode(waiting)[shown:]
+                    texts[-1] += self._run(waiting)[shown:]
                     waiting, shown = [], 0
                 texts.append(alone)
                 continue
             if len(waiting) >= _WINDOW:
                 waiting = waiting[1:]
-                shown = len(_settled(self._decode(waiting)))
+                shown = len(_settled(self._run(waiting)))
             waiting.append(token)
-            text = self._decode(waiting)
+            text = self._run(waiting)
             settled = _settled(text)
             texts.append(settled[shown:])
             shown = len(settled)
             if not text.endswith(_BROKEN):
                 waiting, shown = [], 0
         if waiting:
-            texts[-1] += self._decode(waiting)[shown:]
+            texts[-1] += self._run(waiting)[shown:]
         return texts
+
+    def _run(self, waiting: list[int]) -> str:
+        """The text of tokens that wait for each other."""
+        key = tuple(waiting)
+        if key not in self._together:
+            if len(self._together) >= _KEPT_RUNS:
+                self._together.clear()
+            self._together[key] = self._decode(waiting)
+        return self._together[key]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))

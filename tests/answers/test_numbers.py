@@ -13,6 +13,7 @@ from mmreason.answers import Verdict, equivalent, verify
 from mmreason.answers.numbers import parse_number, same_number
 from mmreason.answers.numerals import chinese_number, english_number
 from mmreason.answers.units import measure, read_unit
+from tests.timing import allowed
 
 VALUES = [
     ("42", "42"),
@@ -134,7 +135,7 @@ def test_huge_digits_and_exponents_are_refused_quickly() -> None:
         "1.5 \\times 10^{999999999}",
     ):
         parse_number(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < allowed(0.5)
 
 
 def same(left: str, right: str) -> bool:

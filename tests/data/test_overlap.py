@@ -19,6 +19,7 @@ from mmreason.data._overlap_rows import eval_item
 from mmreason.data._overlap_table import WindowTable
 from mmreason.data.overlap import EvalItem, OverlapIndex, decontaminate, row_text, scan
 from mmreason.types import ConfigError, DataError
+from tests.timing import allowed
 
 DUCKS = "Janet's ducks lay 16 eggs per day. She eats three for breakfast and sells the rest at the market for $2 each."
 CAPITAL = EvalItem("capital", "What is the capital of France?", ("Paris", "Lyon", "Marseille", "Nice"))
@@ -113,7 +114,7 @@ def test_choices_that_contain_one_another_take_no_time() -> None:
     start = time.perf_counter()
     assert not found(item, ("How many are there? " + "1 " * 40 + "none ") * 2)
     assert found(item, "How many are there? " + " ".join(f"{k}) {choice}" for k, choice in enumerate(item.choices)))
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < allowed(20)
 
 
 LICENCE = (

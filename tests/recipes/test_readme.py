@@ -17,6 +17,7 @@ import yaml
 from benchmarks.engine_parity import PICTURES
 from tests.commands import blocks, commands
 from tests.recipes.launch import ROOT, environment
+from tests.timing import allowed
 
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ def test_help_in_half_a_second(path: Path) -> None:
         assert done.returncode == 0 and "usage" in done.stdout.lower(), done.stderr
         if seconds[-1] < 0.5:
             break
-    assert min(seconds) < 0.5, seconds
+    assert min(seconds) < allowed(0.5), seconds
 
 
 def test_the_tree_is_the_one_on_disk() -> None:

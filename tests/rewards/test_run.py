@@ -12,6 +12,7 @@ import torch
 
 from mmreason.rewards import RewardError, compute_rewards, load_rewards
 from mmreason.types import ConfigError
+from tests.timing import allowed
 
 N = 4
 
@@ -152,7 +153,7 @@ def test_async_rewards_run_together_also_inside_a_loop() -> None:
 
     start = time.perf_counter()
     batch = run(slow, index, slow_too)
-    assert time.perf_counter() - start < 0.55
+    assert time.perf_counter() - start < allowed(0.55)
     assert batch.per_func[1].tolist() == [2.0, 1.0, 3.0] and batch.seconds[0] >= 0.29
 
     async def notebook() -> Any:

@@ -23,6 +23,7 @@ from mmreason.tools.schemas import ArgumentSchema, standard_name, standard_tool
 from mmreason.tools.toolbox import Toolbox
 from mmreason.tools.types import ToolCall, ToolError, ToolResult
 from mmreason.types import ConfigError, DataError
+from tests.timing import allowed
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 tricky = st.sampled_from(
@@ -458,7 +459,7 @@ def test_hostile_texts_are_read_quickly(hostile: str) -> None:
     notes.correct(hostile)
     notes.open_call(hostile)
     programs.pending_call(hostile)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < allowed(3)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -496,8 +497,8 @@ def test_bfcl(shared_data: Path, name: str, schemas: int, refused: dict[str, lis
             functions[tool["name"]] = ArgumentSchema(tool["name"], tool["parameters"])
             count += 1
         (call,) = row["ground_truth"]
-        for called, allowed in call.items():
-            values = {key: value for key, value in first_allowed(allowed).items() if value is not None}
+        for called, golds in call.items():
+            values = {key: value for key, value in first_allowed(golds).items() if value is not None}
             problems = functions[standard_name(called)].problems(values)
             if problems:
                 found[row["id"]] = problems

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmreason.models.tiny import tiny_tokenizer
 from mmreason.trainers.token_texts import TokenTexts
+from tests.timing import allowed
 
 BYTES = tiny_tokenizer()  # every byte is a token
 TEXTS = ["so 12 + 7 = 19.\n", "因此，答案是：42。", "a😀b é", "नमस्ते", "", " "]
@@ -113,4 +114,4 @@ def test_two_hundred_tokens_take_under_5_ms(data: bytes) -> None:
         start = time.perf_counter()
         texts(ids)
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 5e-3, seconds
+    assert min(seconds) < allowed(5e-3), seconds
