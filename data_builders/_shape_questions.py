@@ -89,6 +89,7 @@ LEVELS: dict[int, Level] = {
         sides=(2, 6),
         tints=1,
         asks={
+            "describe": ("describe",),
             "count": ("count",),
             "compare": ("more", "most"),
             "arithmetic": ("sum", "difference"),
@@ -112,6 +113,7 @@ LEVELS: dict[int, Level] = {
         sides=(2, 9),
         tints=1,
         asks={
+            "describe": ("describe",),
             "count": ("count",),
             "compare": ("more", "most"),
             "arithmetic": ("sum", "difference", "multiple"),
@@ -135,6 +137,7 @@ LEVELS: dict[int, Level] = {
         sides=(2, 12),
         tints=len(TINTS),
         asks={
+            "describe": ("describe",),
             "count": ("count",),
             "compare": ("more", "most"),
             "arithmetic": ("multiple", "multiple_minus"),
@@ -227,6 +230,15 @@ def _count(draw: Draw) -> Question | None:
         return None
     steps = (Seen(tuple(thing.look for thing in scene.things)), Value(groups[0], answer))
     return Question("count", "count", {"a": groups[0]}, (scene,), steps, answer)
+
+
+def _describe(draw: Draw) -> Question | None:
+    """A caption: the objects in reading order."""
+    groups = draw.groups(1) if draw.unseen else []
+    scene = draw.objects(groups, [1] * len(groups))
+    if scene is None:
+        return None
+    return Question("describe", "describe", {}, (scene,), (), tuple(thing.look for thing in scene.things))
 
 
 def _compare(draw: Draw) -> Question | None:
@@ -460,8 +472,9 @@ _ASK: dict[str, Callable[[Draw], Question | None]] = {
     "bars": _bars,
     "angles": _angles,
     "sides": _sides,
+    "describe": _describe,
     "two_images": _two_images,
 }
 TASKS = tuple(task for task in _ASK if task != "two_images")
-OBJECT_TASKS = ("count", "compare", "arithmetic")
+OBJECT_TASKS = ("count", "compare", "arithmetic", "describe")
 """The tasks that can ask for a combination of color and shape."""

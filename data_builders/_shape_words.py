@@ -65,7 +65,7 @@ class Question:
         task, ask: the family, and the key of `Words.questions`.
         slots: what its words speak of.
         steps: the way to the answer.
-        answer: a number, a color or letter of `choices`, or yes (True) and no.
+        answer: a number, a color or letter of `choices`, yes (True) and no, or what can be seen, in reading order.
     """
 
     task: str
@@ -73,7 +73,7 @@ class Question:
     slots: Mapping[str, Said]
     scenes: tuple[Scene, ...]
     steps: tuple[Step, ...]
-    answer: int | str | bool
+    answer: int | str | bool | tuple[Combination, ...]
     choices: tuple[str, ...] | None = None
 
     @property
@@ -81,6 +81,8 @@ class Question:
         """The kind of the answer for the verifier."""
         if self.choices is not None:
             return "choice"
+        if isinstance(self.answer, tuple):
+            return "text"
         return "yesno" if isinstance(self.answer, bool) else "number"
 
 
@@ -139,14 +141,20 @@ class Words:
     def step(self, step: Step) -> str:
         """A line of the way to the answer."""
         if isinstance(step, Seen):
-            return self.comma.join(self.thing(*look) for look in step.looks)
+            return self.seen(step.looks)
         if isinstance(step, Value):
             return f"{self.name(step.of, step=True)}{self.colon}{step.number}"
         left, sign, right, result = step
         return f"{left} {sign} {right}" if result is None else f"{left} {sign} {right} = {result}"
 
+    def seen(self, looks: Sequence[Combination]) -> str:
+        """ "red circle, blue square" """
+        return self.comma.join(self.thing(*look) for look in looks)
+
     def said_answer(self, question: Question) -> str:
-        """The answer by itself: a number, a color, a letter, yes or no."""
+        """The answer by itself: a number, a color, a letter, yes or no, the objects."""
+        if isinstance(question.answer, tuple):
+            return self.seen(question.answer)
         if isinstance(question.answer, bool):
             return self.yes if question.answer else self.no
         return self.name(question.answer)
@@ -174,6 +182,7 @@ ENGLISH = Words(
     no="no",
     answer="The answer is {}.",
     questions={
+        "describe": ("What is in the picture?", "Describe the picture."),
         "count": ("How many {a} are there?", "How many {a} do you see?"),
         "more": ("Are there more {a} than {b}?",),
         "most": ("Which color has the most shapes: {options}?",),
@@ -225,6 +234,7 @@ CHINESE = Words(
     no="否",
     answer="答案是：{}。",
     questions={
+        "describe": ("图中有什么？", "描述这张图。"),
         "count": ("图中有几个{a}？", "你看到几个{a}？"),
         "more": ("{a}比{b}多吗？",),
         "most": ("哪种颜色的图形最多：{options}？",),

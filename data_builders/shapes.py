@@ -4,11 +4,12 @@
 
 Tasks: count (how many red circles), compare (more circles than squares, the color with the most shapes), arithmetic
 over counts, bars (read a bar chart), angles (the missing one of a triangle or on a line), sides (perimeter and area of
-a rectangle). Levels: 1 one to four objects in three colors, answers of one digit unless angles or sides are asked for;
-2 up to eight objects, sums and differences of bars, figures; 3 up to twelve objects in six colors, two or three
-calculations. Pictures are drawn with whole numbers and fonts of their own: the same arguments give the same bytes
-everywhere. Splits: train and test share no scene (a hash of what a picture shows decides), and the combinations of
-color and shape of "unseen_combinations" occur in neither.
+a rectangle), and where it is named, describe (a caption, the objects in reading order: to align a vision tower with).
+Levels: 1 one to four objects in three colors, answers of one digit unless angles or sides are asked for; 2 up to eight
+objects, sums and differences of bars, figures; 3 up to twelve objects in six colors, two or three calculations.
+Pictures are drawn with whole numbers and fonts of their own: the same arguments give the same bytes everywhere. Splits:
+train and test share no scene (a hash of what a picture shows decides), and the combinations of color and shape of
+"unseen_combinations" occur in neither.
 """
 
 from __future__ import annotations
@@ -187,8 +188,11 @@ def render(scene: Scene) -> bytes:
 def _example(question: Question, level: int, language: str, rng: random.Random, row_id: str, *, bare: bool) -> Example:
     words = LANGUAGES[language]
     answer = words.said_answer(question)
-    completion: Message = {"role": "assistant", "content": words.answer.format(answer)}
-    if not bare:
+    said = (
+        answer if question.kind == "text" else words.answer.format(answer)
+    )  # a caption is the picture's, not a result
+    completion: Message = {"role": "assistant", "content": said}
+    if question.steps and not bare:
         steps = "\n".join(words.step(step) for step in question.steps)
         completion = {"role": "assistant", "reasoning_content": steps, "content": completion["content"]}
     parts: list[ContentPart] = [{"type": "image"} for _ in question.scenes]
