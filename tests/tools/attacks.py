@@ -106,8 +106,10 @@ attempt("append to the library", open, os.__file__, "a")
             held=1,
         ),
         Attack("stops itself", "import os\nos.kill(os.getpid(), 19)\nwhile True: pass", ("timeout",)),
-        Attack("10 GB at once", "x = bytearray(10 * 2**30)", ("memory",)),
-        Attack("memory bit by bit", "x = []\nwhile True: x.append(bytearray(2**20))", ("memory",)),
+        # With time enough on a busy machine for the memory to be what runs out.
+        Attack("10 GB at once", "x = bytearray(10 * 2**30)", ("memory",), limits={"wall_s": 10.0}),
+        Attack("memory bit by bit", "x = []\nwhile True: x.append(bytearray(2**20))", ("memory",),
+               limits={"wall_s": 10.0}),
         Attack("10 GB mapped", PRELUDE + "import mmap\nattempt('mmap', mmap.mmap, -1, 10 * 2**30)", held=1),
         Attack("raises its limits", PRELUDE + """
 import resource
