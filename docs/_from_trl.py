@@ -38,13 +38,13 @@ OTHER_DEFAULT: dict[str, dict[str, str]] = {
 _BOTH_MEAN = {
     "bf16": "None means: where the GPU has it. TRL turns it on unless `fp16` is set, on a CPU too.",
     "dataset_name": "Also a file or a folder; a configuration is written behind a colon: `openai/gsm8k:main`.",
-    "eval_steps": "Steps between greedy answers to the held-out problems; what is measured is accuracy, not loss.",
     "optim": "`adamw_torch`, `adamw_torch_fused` or `sgd`.",
     "report_to": "A list: `[tensorboard]`, not `tensorboard` or `all`.",
 }
 OTHER_MEANING: dict[str, dict[str, str]] = {
     "grpo_math": _BOTH_MEAN
     | {
+        "eval_steps": "Steps between greedy answers to the held-out problems; what is measured is accuracy, not loss.",
         "loss_type": "`grpo`, `dr_grpo`, `dapo`, `bnpo`; TRL has `cispo`, `sapo`, `luspo` and `vespo` too.",
         "lr_scheduler_type": "Schedules that depend on more than the step (`reduce_lr_on_plateau`) are refused.",
         "scale_rewards": "A word; TRL also takes true and false.",
@@ -53,7 +53,10 @@ OTHER_MEANING: dict[str, dict[str, str]] = {
     },
     "sft": _BOTH_MEAN
     | {
-        "max_length": "A longer row is a bad row (`on_bad_row`); TRL cuts it off.",
+        "eval_steps": "Steps between measurements: loss of held-out rows, greedy answers to those with an answer.",
+        "max_length": "A longer row is what `truncation` says, by default a bad row; TRL cuts it off.",
+        "metric_for_best_model": "What early stopping goes by: `loss`, `accuracy`, or a name of `metrics.jsonl`.",
+        "packing": "With pictures, too. Needs no FlashAttention to keep rows apart, on any device.",
     },
 }
 """Recipe -> field that both have -> what it takes or means here that is not so there."""
@@ -66,23 +69,22 @@ _BOTH_LACK = {
     "model_init_kwargs": "`model_revision`, `dtype`, `attn_implementation`, `trust_remote_code`.",
     "ignore_bias_buffers": "A work-around for old models under DDP.",
     "lora_target_parameters lora_task_type": "Adapters go on modules (`lora_target_modules`) of decoders.",
-    "load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage": "Quantised base "
-    "weights are not offered.",
-    "router_aux_loss_coef": "The load-balancing loss of mixture-of-experts models is not offered.",
+    "load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage": "`adapter: "
+    "{kind: qlora}`, with `double_quant` and `compute_dtype`.",
     "fp16 fp16_full_eval bf16_full_eval tf32": "`bf16` for autocast, `dtype` for the weights.",
-    "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config": _NOT_OFFERED,
+    "torch_compile torch_compile_backend torch_compile_mode liger_kernel_config": _NOT_OFFERED,
     "torch_empty_cache_steps auto_find_batch_size": "Not offered. Lower `per_device_train_batch_size` and raise "
     "`gradient_accumulation_steps` by the same factor: the batch of an update stays the same.",
     "optim_args optim_target_modules": "Only for optimizers that are not offered.",
-    "label_smoothing_factor neftune_noise_alpha": _NOT_OFFERED,
+    "label_smoothing_factor": _NOT_OFFERED,
     "accelerator_config parallelism_config deepspeed fsdp fsdp_config ddp_find_unused_parameters ddp_bucket_cap_mb "
     "ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank": "How processes work together is said "
     "to `accelerate launch`, by a file in `recipes/accelerate/`.",
     "debug skip_memory_metrics do_train do_eval do_predict": "Of transformers' `Trainer`; unused by TRL's scripts.",
     "log_level log_level_replica disable_tqdm": _NOT_OFFERED,
     "project trackio_space_id trackio_bucket_id trackio_static_space_id": "Trackers get `run_name`.",
-    "load_best_model_at_end metric_for_best_model greater_is_better": "Not offered: the last checkpoint is the result; "
-    "`save_total_limit` says how many earlier ones are kept.",
+    "load_best_model_at_end greater_is_better": "Not offered: the last checkpoint is the result; `save_total_limit` "
+    "says how many earlier ones are kept.",
     "save_strategy save_on_each_node": "`save_steps`; Ctrl-C, SIGTERM and SIGUSR1 save too.",
     "enable_jit_checkpoint": "Always so: SIGTERM finishes the step and saves.",
     "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint": "`resume`, by default `auto`: "
@@ -92,7 +94,7 @@ _BOTH_LACK = {
     "checkpoint is a folder in Hugging Face's format and can be uploaded as it is.",
 }
 _LOADER = (
-    "dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+    "dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers "
     "dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order"
 )
 _LOGGING = "logging_strategy logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen"
@@ -103,7 +105,10 @@ _EVALUATING = (
 )
 _GRPO_LACKS = {
     "remove_unused_columns label_names": "All columns of the data are kept; they reach the rewards by name.",
-    _LOADER: "There is no data loader: prompts are tokenized once, before training.",
+    f"{_LOADER} dataloader_num_workers": "There is no data loader: prompts are tokenized once, before training.",
+    "router_aux_loss_coef": "The load-balancing loss of mixture-of-experts models is not offered.",
+    "use_liger_kernel neftune_noise_alpha": _NOT_OFFERED,
+    "metric_for_best_model": "The last checkpoint is the result.",
     "train_sampling_strategy length_column_name": "`shuffle_dataset`; no sorting by length.",
     "use_cache": "On while sampling, off while scoring.",
     "average_tokens_across_devices": "Always so: the loss counts tokens over all processes.",
@@ -135,17 +140,19 @@ _SFT_LACKS = {
     "dataset_text_field": "Rows have a prompt and a completion; `column_map` names the columns.",
     "dataset_kwargs dataset_num_proc": "Rows are tokenized in one process, and each is checked.",
     _LOADER: "TRL's defaults.",
-    "shuffle_dataset train_sampling_strategy length_column_name": "Rows are shuffled each epoch; `group_by_length`.",
+    "shuffle_dataset train_sampling_strategy length_column_name": "Rows are shuffled each epoch, and sorted by length "
+    "within a step only; `curriculum`.",
     "eos_token pad_token": "The tokenizer's own.",
-    "truncation_mode": "Nothing is cut.",
-    "packing packing_strategy eval_packing padding_free pad_to_multiple_of": "Not offered; see `group_by_length`.",
-    "completion_only_loss assistant_only_loss": "Always the completion only.",
+    "truncation_mode": "`truncation`: a row that is too long is an error, dropped, or cut at its oldest turns.",
+    "packing_strategy eval_packing": "Best-fit decreasing; held-out rows are measured unpadded where `packing` is on.",
+    "pad_to_multiple_of": _NOT_OFFERED,
+    "completion_only_loss assistant_only_loss": "`loss_on`: the completion, all turns, or chosen parts with weights.",
     "loss_type": "Always TRL's default, `nll`.",
     "activation_offloading": _NOT_OFFERED,
     "use_cache average_tokens_across_devices": "TRL's defaults.",
     _LOGGING: "`metrics.jsonl` has a line every `logging_steps`.",
-    _WHEN_EVALUATING: "Held-out problems are answered after training, and every `eval_steps` if given.",
-    _EVALUATING: "What is measured is accuracy, by greedy answers.",
+    _WHEN_EVALUATING: "Held-out rows are measured after training, and every `eval_steps` if given.",
+    _EVALUATING: "What is measured: the loss of held-out rows, and accuracy by greedy answers where they have one.",
     "save_only_model": "A checkpoint can always be continued.",
 }
 

@@ -23,21 +23,47 @@ class ContentPart(TypedDict, total=False):
     text: str
 
 
+class ToolFunction(TypedDict):
+    """What a model calls, and with what: ``arguments`` is a dict, as chat templates take it, never JSON text."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCallPart(TypedDict):
+    """One entry of a message's ``tool_calls``, in the OpenAI form; ``id`` only where the data give one."""
+
+    type: str
+    function: ToolFunction
+    id: NotRequired[str]
+
+
 class Message(TypedDict):
-    """One turn of a conversation. ``reasoning_content`` is the field chat templates know for the thoughts of a turn."""
+    """One turn of a conversation.
+
+    ``reasoning_content`` is the field chat templates know for the thoughts of a turn. A model's ``tool_calls`` are
+    answered by messages of role "tool", whose ``tool_call_id`` and ``name`` say which call they answer, where given.
+    """
 
     role: str
     content: str | list[ContentPart]
     reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallPart]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 class Example(TypedDict, total=False):
     """One row of a training or evaluation set, in TRL's conversational form plus our columns.
 
     Attributes:
-        prompt: messages up to the model's turn, or the plain text of a base model's prompt.
-        completion: the reference answer; its thoughts are ``reasoning_content``, the final answer is ``content``.
-        chosen, rejected: the two sides of a preference pair.
+        prompt: messages up to the model's last turn, earlier turns of the model among them; or the plain text of a base
+            model's prompt.
+        completion: the reference answer; its thoughts are ``reasoning_content``, the final answer is ``content``. One
+            message, or several where the turn calls tools: call, result, answer.
+        chosen, rejected: the two sides of a preference pair, each a completion.
+        label: is the completion a wanted one? (KTO, verifiers)
+        text: a document to be learned as it stands (pretraining); such a row has no prompt.
         images: the images in the order of the prompt's ``{"type": "image"}`` parts, each ``{"bytes": ...,
             "path": ...}`` with one of the two (the storage form of `datasets.Image`).
         answer: the gold answer as a string; None where the row has none.
@@ -51,6 +77,8 @@ class Example(TypedDict, total=False):
     completion: list[Message] | str
     chosen: list[Message] | str
     rejected: list[Message] | str
+    label: bool
+    text: str
     images: list[Any]
     answer: str | None
     tools: list[dict[str, Any]] | None

@@ -15,6 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from mmreason._adapters import adapter_block, check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments, PolicyConfig, RewardArguments
 from mmreason.types import ConfigError
@@ -32,13 +33,14 @@ def main(argv: list[str] | None = None) -> None:
         argv = ["--config", str(EMBEDDED), *argv]
     model_args, data, reward_args, args = options = parse_config(OPTIONS, argv, "grpo_math.py", __doc__)
 
-    # 1. Fail early: rewards, vLLM, output folder and checkpoint are checked before a model is loaded.
-    rewards = checked_rewards(reward_args)
+    # 1. Fail early: adapter, rewards, vLLM, output folder and checkpoint are checked before a model is loaded.
+    adapter, rewards = check_adapter(model_args, args), checked_rewards(reward_args)
     accelerator, checkpoint = set_up(*options)
 
     # 2. Problems: rows become prompts; rows that can't be used are named before GPU time is spent.
     from mmreason.models.freezing import freeze_modules
-    from mmreason.models.loading import add_lora, load_policy_model, load_processor
+    from mmreason.models.loading import load_policy_model, load_processor
+    from mmreason.models.peft import add_adapter
     from mmreason.trainers.model_parts import compose_for_run
 
     compose_for_run(model_args, args.output_dir, accelerator, args.seed)
@@ -50,9 +52,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. Model: any causal LM or vision-language model, whole, with parts frozen, or with an adapter.
     model = load_policy_model(model_args, accelerator)
-    reference = load_policy_model(model_args, accelerator) if args.beta > 0 and not model_args.use_peft else None
-    if model_args.use_peft:
-        model = add_lora(model, model_args)
+    reference = load_policy_model(model_args, accelerator) if args.beta > 0 and adapter is None else None
+    model = add_adapter(model, model_args)
     if model_args.freeze_modules:
         freeze_modules(model, model_args.freeze_modules)
 
@@ -116,8 +117,7 @@ def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig)
         "model_name_or_path": model.model_name_or_path,
         "parts": {"decoder": model.decoder, "vision": model.vision, "projector": model.projector},
         "freeze_modules": model.freeze_modules,
-        "use_peft": model.use_peft,
-        "lora_r": model.lora_r if model.use_peft else None,
+        "adapter": adapter_block(model),
         "dataset_name": data.dataset_name,
         "word_problems": data.word_problems if data.dataset_name is None else None,
         "shapes": data.shapes if data.dataset_name is None else None,

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: learn to answer as the examples do, the loss on the answers only.
+"""Supervised fine-tuning, with or without pictures: learn to answer as the examples do, the loss on the answers only.
 
     accelerate launch recipes/sft.py                                    # warms up the tiny decoder of the demo
     accelerate launch recipes/sft.py --config recipes/configs/sft/qwen2.5-0.5b.yaml      # GSM8K's own solutions
+    accelerate launch recipes/sft.py --config recipes/configs/sft/llava-instruct.yaml    # pictures, packed
     accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/sft.py --config YAML --learning_rate 1e-5
 
 Every option has a line in --help. Running the same command again continues an interrupted run.
@@ -14,95 +15,116 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from mmreason._adapters import adapter_block, check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
 from mmreason.trainers.sft_arguments import SFTOptions
-from mmreason.types import ConfigError
 
 EMBEDDED = Path(__file__).parent / "configs" / "sft" / "embedded.yaml"
+NAMES_A_MODEL = ("--config", "--model_name_or_path", "--model-name-or-path", "--decoder")
 OPTIONS = (ModelArguments, DataArguments, SFTOptions)
-COLUMNS = ("prompt", "completion", "answer", "id", "source", "meta")
+# Of SFTOptions, what decides which rows stand in which step, and how an optimizer's state is laid out.
+FIXED = (
+    "datasets", "replay", "mixture_temperature", "mixture_stop", "curriculum", "loss_on", "max_length", "truncation",
+    "packing", "packing_window", "layer_lr_decay", "module_learning_rates", "unfreeze_at", "seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if not any(flag.startswith(("--config", "--model_name_or_path", "--model-name-or-path")) for flag in argv):
+    if not any(flag.startswith(NAMES_A_MODEL) for flag in argv):
         argv = ["--config", str(EMBEDDED), *argv]
     model_args, data, args = options = parse_config(OPTIONS, argv, "sft.py", __doc__)
+
+    # 1. Fail early: options, output folder and checkpoint are checked before data and model are loaded.
     args.check()
-    if any((model_args.decoder, model_args.vision, model_args.projector, data.shapes)):
-        raise ConfigError(
-            "decoder, vision, projector, shapes: SFT trains on text so far; pictures are for grpo_math.py"
-        )
+    check_adapter(model_args, args)
+    config, checkpoint, say = set_up(*options)
 
-    # 1. Fail early: output folder and checkpoint are checked before data and model are loaded.
-    from mmreason.trainers.sft import SFTTrainer, find_checkpoint, trl_config
-    from mmreason.trainers.state import open_output_dir
+    # 2. Examples: conversations become token ids with loss weights; nothing is cut or left out silently.
+    from mmreason.trainers.model_parts import compose_for_run
+    from mmreason.trainers.sft_data import check_data, load_rows, order_of, render_rows
 
-    as_given = deepcopy(options)
-    config = trl_config(args)
-    is_main = config.process_index == 0
-    say = print if is_main else lambda *_, **__: None
-    open_output_dir(args.output_dir, run_identity(model_args, data, args), args.overwrite_output_dir, is_main, as_given)
-    config.distributed_state.wait_for_everyone()
-    checkpoint = find_checkpoint(args.output_dir, args.resume)
-
-    # 2. Examples: prompts and completions become token ids and labels; nothing is cut or left out silently.
-    from mmreason.models.freezing import freeze_modules
-    from mmreason.models.loading import add_lora, load_policy_model, load_processor, load_tokenizer
-
-    train, held_out = load_rows(data, args.seed, say)
+    members, curriculum, loss_on = check_data(data, args)
+    make_data(data, args, say)
+    train, held_out = load_rows(data, members, args.seed, say)
+    compose_for_run(model_args, args.output_dir, config.distributed_state, args.seed)
     if model_args.model_name_or_path is None:
         with config.distributed_state.main_process_first():
-            model_args.model_name_or_path = make_tiny_model(train, args, is_main)
-    tokenizer = load_tokenizer(model_args)
-    rows, sets = tokenize(train, held_out, tokenizer, data, args, say)
+            model_args.model_name_or_path = make_tiny_model(train, args, config.process_index == 0)
 
-    # 3. Model, whole or with an adapter, and TRL's loop.
-    model = load_policy_model(model_args)
-    if model_args.use_peft:
-        model = add_lora(model, model_args)
+    from mmreason.models.loading import load_policy_model, load_processor
+
+    processor = load_processor(model_args)
+    rows, measured = render_rows(train, held_out, processor, data, args, loss_on, say)
+
+    # 3. Model: any causal LM or vision-language model, whole, with parts frozen, or with an adapter.
+    from mmreason.models.freezing import freeze_modules
+    from mmreason.models.peft import add_adapter
+    from mmreason.trainers.sft import SFTTrainer
+
+    model = add_adapter(load_policy_model(model_args), model_args)
     if model_args.freeze_modules:
         freeze_modules(model, model_args.freeze_modules)
-    trainer = SFTTrainer(model, args, config, rows, tokenizer, checkpoint)
 
-    # 4. Train, with accuracy on held-out problems while it goes on, and save the final model.
-    finished = train_and_measure(trainer, sets, say)
+    # 4. TRL's loop over micro-batches of ours, padded or packed (mmreason/trainers/sft.py).
+    order = order_of(train, rows, members, curriculum, args)
+    trainer = SFTTrainer(model, args, config, rows, processor, checkpoint, order)
+
+    # 5. Loss and accuracy on held-out rows while it goes on; the final model, and a report of it all.
+    finished = train_and_measure(trainer, measured, say)
     if finished:
-        tell_results(trainer, load_processor(model_args), say)
-    trainer.accelerator.end_training()
+        tell_results(trainer, processor, say)
+    trainer.close()
+
+
+def set_up(model_args: ModelArguments, data: DataArguments, args: SFTOptions) -> tuple[Any, Path | None, Any]:
+    """(TRL's configuration, the checkpoint from which this run goes on or None, print), the output folder claimed."""
+    from mmreason.trainers.model_parts import check_parts
+    from mmreason.trainers.sft import find_checkpoint, trl_config
+    from mmreason.trainers.state import open_output_dir
+
+    check_parts(model_args)
+    as_given = deepcopy((model_args, data, args))
+    config = trl_config(args)
+    is_main = config.process_index == 0
+    identity = run_identity(model_args, data, args)
+    open_output_dir(args.output_dir, identity, args.overwrite_output_dir, is_main, as_given)
+    config.distributed_state.wait_for_everyone()
+    return config, find_checkpoint(args.output_dir, args.resume), print if is_main else lambda *_, **__: None
 
 
 def run_identity(model: ModelArguments, data: DataArguments, args: SFTOptions) -> dict[str, Any]:
-    """What may not change when a run is continued."""
+    """What may not change when a run is continued. Learning rate, number of steps, logging … may."""
     return {
         "model_name_or_path": model.model_name_or_path,
-        "tiny_size": args.tiny_size if model.model_name_or_path is None else None,
+        "parts": {"decoder": model.decoder, "vision": model.vision, "projector": model.projector},
+        "tiny_size": args.tiny_size if model.model_name_or_path is None and model.decoder is None else None,
         "freeze_modules": model.freeze_modules,
-        "use_peft": model.use_peft,
-        "lora_r": model.lora_r if model.use_peft else None,
+        "adapter": adapter_block(model),
         "dataset_name": data.dataset_name,
         "word_problems": data.word_problems if data.dataset_name is None else None,
+        "shapes": data.shapes if data.dataset_name is None else None,
         "dataset_train_split": data.dataset_train_split,
         "max_train_samples": data.max_train_samples,
-        "seed": args.seed,
-        "per_device_train_batch_size": args.per_device_train_batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-    }
+    } | {name: getattr(args, name) for name in FIXED}
 
 
-def load_rows(data: DataArguments, seed: int, say: Any) -> tuple[Any, dict[str, Any]]:
-    """(training examples with their completions, held-out problems by name)."""
-    from mmreason.trainers.problems import hold_out, load_split
+def make_data(data: DataArguments, args: SFTOptions, say: Any) -> None:
+    """Where no set is named, one that is made by the code."""
+    if data.dataset_name is not None or args.datasets is not None:
+        return
+    if data.shapes is not None:
+        from data_builders import shapes
 
-    if data.dataset_name is None:
-        from data_builders.word_problems import cached
+        say("No dataset was named: using pictures generated by data_builders/shapes.py.")
+        data.dataset_name = str(shapes.cached(**data.shapes, say=say))
+    else:
+        from data_builders import word_problems
 
         say("No dataset was named: using word problems generated by data_builders/word_problems.py.")
-        data.dataset_name = str(cached(**(data.word_problems or {}), say=say))
-    split, limit = data.dataset_train_split, data.max_train_samples
-    train = load_split(data, split, limit, say, columns=COLUMNS, require_answer=False)
-    return hold_out(data, train, seed, say)
+        data.dataset_name = str(word_problems.cached(**(data.word_problems or {}), say=say))
 
 
 def make_tiny_model(train: Any, args: SFTOptions, is_main: bool) -> str:
@@ -117,36 +139,24 @@ def make_tiny_model(train: Any, args: SFTOptions, is_main: bool) -> str:
     return str(folder)
 
 
-def tokenize(
-    train: Any, held_out: dict[str, Any], tokenizer: Any, data: DataArguments, args: SFTOptions, say: Any
-) -> tuple[Any, dict[str, Any]]:
-    """(rows of input_ids and labels, held-out sets with their prompts' token ids)."""
-    from mmreason.data.supervised import tokenize_supervised
-    from mmreason.trainers.problems import check_held_out
-
-    kwargs = args.chat_template_kwargs
-    rows, dropped = tokenize_supervised(
-        train, tokenizer, args.max_length, on_bad_row=data.on_bad_row, chat_template_kwargs=kwargs
-    )
-    tokens = sum(rows["length"])
-    say(f"{len(rows)} rows, {tokens:,} tokens" + (f"; dropped: {dropped}" if dropped else ""))
-    return rows, check_held_out(held_out, tokenizer, data, kwargs, say)
-
-
-def train_and_measure(trainer: Any, sets: dict[str, Any], say: Any) -> bool:
+def train_and_measure(trainer: Any, measured: Any, say: Any) -> bool:
     """Train, from the start or a checkpoint; False for a run that was stopped, which says how it goes on."""
     from mmreason.trainers.evaluation import Evaluations
 
     if trainer.checkpoint is not None:
         say(f"Continuing from {trainer.checkpoint}.")
-    evaluations = Evaluations(trainer, sets, 0, trainer.options.output_dir)
-    trainer.while_training = evaluations.while_training
+    evaluations = Evaluations(trainer, measured.problems, 0, trainer.options.output_dir)
+    trainer.while_training = lambda last: evaluations.while_training(last) | trainer.held_out_losses(measured.rows)
     if not trainer.fit():
         say(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, saved.", end=" ")
         say("Run the same command to continue.")
         return False
+    if trainer.stopping.ended:
+        say(trainer.stopping.told())
     evaluations.run("after")
     say(evaluations.table())
+    for name, loss in trainer.held_out_losses(measured.rows).items():
+        say(f"{name}: {loss:.4f}")
     return True
 
 

@@ -206,6 +206,14 @@ def _mmreason(words: list[str]) -> None:
         parse_config((ComposeConfig,), words[1:])
     elif words[0] == "canary" and "--help" not in words:
         canary_options(words[1:])
+    elif words[0] == "show" and "--help" not in words:
+        show_options(words[1:])
+    elif words[0] == "doctor" and "--help" not in words:
+        doctor_options(words[1:])
+    elif words[0] == "adapters":
+        from mmreason.cli.adapters import make_parser as adapters_parser
+
+        adapters_parser().parse_args(words[1:])
     else:
         make_parser().parse_args(words)
 
@@ -222,6 +230,23 @@ def canary_options(arguments: list[str]) -> dict[str, Any]:
     from mmreason.cli.canary import parse_arguments
 
     return asdict(parse_arguments(arguments))
+
+
+def show_options(arguments: list[str]) -> dict[str, Any]:
+    """The options with which `mmreason show` would run. Raises ConfigError."""
+    from mmreason.cli.show import parse_arguments
+
+    return asdict(parse_arguments(arguments))
+
+
+def doctor_options(arguments: list[str]) -> dict[str, Any]:
+    """The options with which `mmreason doctor` would run, its recipe's read, too. Raises ConfigError."""
+    from mmreason.cli.doctor import parse_arguments, read_recipe
+
+    config = parse_arguments(arguments)
+    if config.recipe_config is not None:
+        read_recipe(config.recipe_config)
+    return asdict(config)
 
 
 def _export(words: list[str]) -> None:
@@ -290,6 +315,10 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
         return None
     if words[:2] == ["mmreason", "canary"] and "--help" not in words:
         return None  # it is about a trained model; tests/cli/test_canary.py runs it on a tiny one
+    if words[:2] in (["mmreason", "doctor"], ["mmreason", "show"]):
+        return words if all(is_local(word) for word in words[2:] if "/" in word) else None
+    if words[:2] == ["mmreason", "adapters"]:
+        return None  # it is about trained adapters; tests/cli/test_adapters.py runs it on tiny ones
     if words[0] == "mmreason":
         return words
     if words[0] != "accelerate":

@@ -52,6 +52,21 @@ def make_parser() -> argparse.ArgumentParser:
         prefix_chars="\0",
     )
     canary.add_argument("arguments", nargs="*", help="--model M --dataset D and options; try --help")
+    show = commands.add_parser(
+        "show", help="a row of a dataset as the model sees it, token by token", add_help=False, prefix_chars="\0"
+    )
+    show.add_argument("arguments", nargs="*", help="DATASET, --model M and options; try --help")
+    doctor = commands.add_parser(
+        "doctor",
+        help="every fault of a dataset, by row, and what it costs to train on",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    doctor.add_argument("arguments", nargs="*", help="DATASET, --model M and options; try --help")
+    adapters = commands.add_parser(
+        "adapters", help="list, combine, merge, extract and switch saved adapters", add_help=False, prefix_chars="\0"
+    )
+    adapters.add_argument("arguments", nargs="*", help="ACTION and its arguments; try --help")
     add_arguments(commands.add_parser("report", help="one HTML file about a run, or about several next to each other"))
     return parser
 
@@ -89,6 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mmreason.cli.canary import run_canary
 
             return run_canary(args.arguments)
+        elif args.command == "show":
+            from mmreason.cli.show import run_show
+
+            return run_show(args.arguments)
+        elif args.command == "doctor":
+            from mmreason.cli.doctor import run_doctor
+
+            return run_doctor(args.arguments)
+        elif args.command == "adapters":
+            from mmreason.cli.adapters import run_adapters
+
+            return run_adapters(args.arguments)
         elif args.command == "report":
             from mmreason.cli.report import run_report
 

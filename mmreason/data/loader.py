@@ -6,18 +6,24 @@ import difflib
 import functools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmreason._functions import did_you_mean
+from mmreason.data._rows import MISSING, CellTypes, CompletionBuilder, ImageRules, PromptBuilder, RowReader
 from mmreason.data.formats import FORMATS, REASONS, Format, Row, RowError, detect_format
 from mmreason.data.formats import generic as generic_format
-from mmreason.data.formats.pictures import count_image_parts, place_images
-from mmreason.data.images import ImageError, image_cell
-from mmreason.data.prompts import DEFAULT_CHAT_TEMPLATE, DEFAULT_PLAIN_TEMPLATE, build_prompt, resolve_template
+from mmreason.data.formats.pictures import COLUMNS as IMAGE_COLUMNS
+from mmreason.data.prompts import (
+    DEFAULT_CHAT_TEMPLATE,
+    DEFAULT_PLAIN_TEMPLATE,
+    build_completion,
+    build_prompt,
+    resolve_completion_template,
+    resolve_template,
+)
 from mmreason.data.reader import Located
 from mmreason.data.schema import RL_COLUMNS, example_features, to_dataset
 from mmreason.data.sources import Source, Split, parse_split, resolve
@@ -28,6 +34,20 @@ if TYPE_CHECKING:
 
 _SNIFFED_ROWS = 100  # rows that format detection looks at
 _SHOWN_BAD_ROWS = 5
+_FORM_OF = {
+    "conversations": "sharegpt",
+    "messages": "messages",
+    "completions": "stepwise",
+    "labels": "stepwise",
+    "instruction": "alpaca",
+    "output": "alpaca",
+    "history": "alpaca",
+    "chosen": "preference",
+    "rejected": "preference",
+    "label": "unpaired",
+    "text": "text",
+}
+"""Field of a column map -> the form that it is of, where no format is named; the first that the map has decides."""
 
 
 @dataclass(slots=True)
@@ -54,7 +74,7 @@ class LoadedExamples:
     """What `load_examples` gives.
 
     Attributes:
-        dataset: columns prompt, answer, id, source, meta (or those asked for).
+        dataset: the columns that were asked for.
         dropped: number of dropped rows by reason code (see mmreason.data.formats.REASONS).
         format: name of the format that read the rows.
         source: what the user gave, with the split.
@@ -86,63 +106,88 @@ def load_examples(
     column_map: Mapping[str, str] | None = None,
     system_prompt: str | None = None,
     prompt_template: str | None = None,
+    completion_template: str | None = None,
     chat: bool = True,
     on_bad_row: OnBadRow = "error",
     max_rows: int | None = None,
     seed: int | None = None,
     columns: Sequence[str] = RL_COLUMNS,
     require_answer: bool = True,
+    require: Sequence[str] = (),
     image_root: str | None = None,
     image_urls: bool = False,
 ) -> LoadedExamples:
-    """Load a question/answer set.
+    """Load a set of questions with answers, conversations, preference pairs or documents.
 
     Args:
         source: hub id ("openai/gsm8k", with a config "openai/gsm8k:main"), a file, or a folder of files named by split.
-        split: name with an optional slice: "train", "test[:100]", "train[10%:20%]". The name of a single file's split
-            plays no part; the slice does.
+        split: name with an optional slice: "train", "test[:100]", "train[10%:20%]". Of a single file the slice counts.
         format: a key of FORMATS, or "auto" (from the column names).
         column_map: our field -> their column, e.g. {"prompt": "Body", "answer": "reward_model.ground_truth"}; dots
-            reach into structs. Fields: prompt, answer, completion, choices, images, id, source. Implies "generic".
+            reach into structs. Fields: `Format.mapped` of the format, or of the one that they belong to.
         system_prompt: put before each prompt (chat only).
-        prompt_template: a key of PROMPT_TEMPLATES or a text with {question}. Default: "boxed" ("base-boxed" where chat
-            is False), and none for rows that bring finished prompts (canonical rows, prompts given as messages).
-        chat: True gives messages; False the plain text that the template makes (base models).
+        prompt_template: a key of PROMPT_TEMPLATES or a text with {question}. Default: none for finished prompts
+            (canonical rows, messages), else "boxed" ("base-boxed" where chat is False).
+        completion_template: a key of COMPLETION_TEMPLATES or a text with {reasoning} and {answer}. None: kept apart.
+        chat: True gives messages; False the plain texts that the templates make (base models).
         on_bad_row: "error" names the first five bad rows and their number; "drop" counts them by reason.
-        max_rows: keep that many good rows: the first ones, or, with a seed, a random sample.
-        seed: shuffle the rows; the same seed gives the same order.
-        columns: columns of the dataset; "completion", "images" and "tools" can be asked for too. Without "images" a row
-            with images is a bad row. With them, no image is decoded here (see mmreason.data.images).
-        require_answer: False lets rows without an answer pass (their answer is None).
-        image_root: the folder from which relative image paths start and outside which no image may lie. Default: the
-            folder of the data's files.
-        image_urls: fetch images that are given as http(s) URLs, from public addresses only.
+        max_rows: good rows that are kept: the first ones, or, with a seed, a random sample.
+        seed: of the shuffling of the rows; None leaves their order.
+        columns: columns of the dataset: fields of an Example. Without "images" a row with images is a bad row, without
+            "tools" one with tools. No image is decoded here (see mmreason.data.images).
+        require_answer: False lets rows without an answer pass (their answer is None), where "answer" is asked for.
+        require: further fields that a row must have: completion, chosen, rejected, label, text.
+        image_root: where relative image paths start, and outside which no image may lie. Default: the data's folder.
+        image_urls: fetch images from http(s) URLs, public addresses only.
 
     Ids are the row's own, or source/split/index with the index in the whole split: slices and drops don't move them.
     Raises: DataError (missing, empty or unreadable data, bad rows, unknown split), ConfigError (wrong arguments).
     """
-    build = _prompt_builder(system_prompt, prompt_template, chat)
-    _check_arguments(format, column_map, on_bad_row, max_rows, columns, chat)
+    build, answer = prompt_builder(system_prompt, prompt_template, chat), completion_builder(completion_template, chat)
+    _check_arguments(format, column_map, on_bad_row, max_rows, columns, require, chat)
     wanted = parse_split(split)
-    origin = resolve(source, wanted)
-    label = f"{source} [{wanted}]"
-    rows, first_rows = _open(origin, wanted, label)
-    fmt = _choose_format(format, column_map, first_rows, label)
-    images = _Images("images" in columns, (image_root,) if image_root else origin.image_roots(), image_urls)
-    reader = _RowReader(origin, fmt, build, require_answer, images)
-    examples, bad = _read_all(_questions(rows, fmt), reader, max_rows if seed is None else None)
-    count = len(examples) + bad.total
-    _report(bad, len(examples), count, label, on_bad_row)
+    origin, label = resolve(source, wanted), f"{source} [{wanted}]"
+    rows, first_rows = open_rows(origin, wanted, label)
+    fmt = choose_format(format, column_map, first_rows, label)
+    images = _image_rules(columns, image_root, image_urls, origin, first_rows)
+    required = _required(columns, require, require_answer)
+    reader = RowReader(origin, fmt, build, answer, columns, required, images, CellTypes(first_rows))
+    examples, bad = _read_all(questions_of(rows, fmt), reader, max_rows if seed is None else None)
+    _report(bad, len(examples), label, on_bad_row)
     if seed is not None:
         random.Random(seed).shuffle(examples)
     dataset = to_dataset(examples[:max_rows], columns, plain_prompt=not chat)
-    return LoadedExamples(dataset, dict(bad.counts), fmt.name, label, count, tuple(bad.shown))
+    return LoadedExamples(dataset, dict(bad.counts), fmt.name, label, len(examples) + bad.total, tuple(bad.shown))
 
 
-PromptBuilder = Callable[[list[Message], bool], list[Message] | str]
+def _image_rules(
+    columns: Sequence[str], root: str | None, urls: bool, origin: Source, rows: Sequence[Row]
+) -> ImageRules:
+    """Rows of a set with an image column in some row must have as many images as places."""
+    expected = any(name in row for row in rows for name in IMAGE_COLUMNS)
+    return ImageRules("images" in columns, (root,) if root else origin.image_roots(), urls, expected)
 
 
-def _prompt_builder(system_prompt: str | None, prompt_template: str | None, chat: bool) -> PromptBuilder:
+def _required(columns: Sequence[str], require: Sequence[str], require_answer: bool) -> set[str]:
+    """The fields without which a row is a bad one. Where documents may come too, a prompt is none of them."""
+    asked = {"prompt"} if "prompt" in columns and "text" not in columns else set()
+    return asked | ({"answer"} if require_answer and "answer" in columns else set()) | set(require)
+
+
+def completion_builder(template: str | None, chat: bool) -> CompletionBuilder:
+    """messages -> completion, as `completion_template` says. Raises: ConfigError."""
+    text = None if template is None else resolve_completion_template(template)
+
+    def build(messages: list[Message]) -> list[Message] | str:
+        try:
+            return build_completion(messages, template=text, chat=chat)
+        except ValueError as error:
+            raise RowError("bad_messages", str(error)) from None
+
+    return build
+
+
+def prompt_builder(system_prompt: str | None, prompt_template: str | None, chat: bool) -> PromptBuilder:
     """(messages, are they finished prompts?) -> prompt."""
     if system_prompt and not chat:
         raise ConfigError("system_prompt needs chat: true; for a plain prompt put its text into prompt_template")
@@ -165,6 +210,7 @@ def _check_arguments(
     on_bad_row: str,
     max_rows: int | None,
     columns: Sequence[str],
+    require: Sequence[str],
     chat: bool,
 ) -> None:
     if format != "auto" and format not in FORMATS:
@@ -173,11 +219,21 @@ def _check_arguments(
         _unknown("on_bad_row", on_bad_row, ["error", "drop"])
     if max_rows is not None and max_rows < 1:
         raise ConfigError(f"max_rows must be at least 1, not {max_rows}")
+    fmt = FORMATS.get(format)
+    if column_map and fmt is not None and not fmt.mapped:
+        takers = ", ".join(repr(each.name) for each in FORMATS.values() if each.mapped and each.name != "generic")
+        raise ConfigError(
+            f"column_map belongs to format 'generic' (or to {takers}), not to {format!r}; leave one of the two out"
+        )
+    fields = (
+        list(fmt.mapped) if fmt is not None else sorted({name for each in FORMATS.values() for name in each.mapped})
+    )
     for name in column_map or {}:
-        if name not in generic_format.NAMES:
-            _unknown("column_map field", name, list(generic_format.NAMES))
-    if column_map and format not in ("auto", "generic"):
-        raise ConfigError(f"column_map belongs to format 'generic', not to {format!r}; leave one of the two out")
+        if name not in fields:
+            _unknown("column_map field", name, fields)
+    for name in require:
+        if name not in MISSING:
+            _unknown("required field", name, list(MISSING))
     try:
         example_features(columns, plain_prompt=not chat)
     except KeyError as error:
@@ -192,7 +248,7 @@ def _unknown(what: str, value: str, known: Sequence[str]) -> None:
 IndexedRows = Iterator[tuple[int, Located]]
 
 
-def _open(origin: Source, split: Split, label: str) -> tuple[IndexedRows, list[Row]]:
+def open_rows(origin: Source, split: Split, label: str) -> tuple[IndexedRows, list[Row]]:
     """(indexed rows of the slice, the first rows for detection). Raises DataError for a set without rows."""
     indexed: IndexedRows = enumerate(origin.rows(split))
     if split.needs_length:
@@ -208,7 +264,7 @@ def _open(origin: Source, split: Split, label: str) -> tuple[IndexedRows, list[R
     return chain(head, indexed), first_rows
 
 
-def _choose_format(name: str, column_map: Mapping[str, str] | None, rows: Sequence[Row], label: str) -> Format:
+def choose_format(name: str, column_map: Mapping[str, str] | None, rows: Sequence[Row], label: str) -> Format:
     available = sorted({column for row in rows for column in row})
     if column_map:
         for field_name, path in column_map.items():
@@ -220,8 +276,7 @@ def _choose_format(name: str, column_map: Mapping[str, str] | None, rows: Sequen
                     f"there are {', '.join(available)}.{hint}",
                     path=label,
                 )
-        parse = functools.partial(generic_format.parse_with, dict(column_map))
-        return Format("generic", parse, generic_format.detect)
+        return _mapped(name, column_map)
     if name != "auto":
         return FORMATS[name]
     found = detect_format(rows)
@@ -235,7 +290,22 @@ def _choose_format(name: str, column_map: Mapping[str, str] | None, rows: Sequen
     return found or FORMATS["generic"]  # no readable row at all: the bad rows will say so
 
 
-def _questions(rows: IndexedRows, fmt: Format) -> Iterator[tuple[int, str, Located]]:
+def _mapped(name: str, column_map: Mapping[str, str]) -> Format:
+    """The format that reads rows whose columns have other names."""
+    form = next((form for field_name, form in _FORM_OF.items() if field_name in column_map), "generic")
+    fmt = FORMATS[form if name == "auto" else name]
+    if fmt.name == "generic":
+        return replace(fmt, parse=functools.partial(generic_format.parse_with, dict(column_map)))
+
+    def renamed(row: Row) -> Row:
+        found = {field_name: generic_format.lookup(row, path) for field_name, path in column_map.items()}
+        kept = {name: cell for name, cell in row.items() if name not in column_map.values()}
+        return kept | {name: cell for name, cell in found.items() if cell is not generic_format.ABSENT}
+
+    return replace(fmt, parse=lambda row, index: fmt.parse(renamed(row), index))
+
+
+def questions_of(rows: IndexedRows, fmt: Format) -> Iterator[tuple[int, str, Located]]:
     """(index, its text for ids, row) of each question: a row of several questions (easy-VQA) becomes as many rows."""
     for index, located in rows:
         if fmt.split is None or isinstance(located.row, RowError):
@@ -251,7 +321,7 @@ def _questions(rows: IndexedRows, fmt: Format) -> Iterator[tuple[int, str, Locat
 
 
 def _read_all(
-    questions: Iterator[tuple[int, str, Located]], reader: _RowReader, enough: int | None
+    questions: Iterator[tuple[int, str, Located]], reader: RowReader, enough: int | None
 ) -> tuple[list[Example], BadRows]:
     """(the good rows, at most `enough` of them; the bad ones met on the way)."""
     examples: list[Example] = []
@@ -266,99 +336,11 @@ def _read_all(
     return examples, bad
 
 
-@dataclass(frozen=True, slots=True)
-class _Images:
-    """What is done with the images of rows: were they asked for, where may they lie, are URLs fetched?"""
-
-    wanted: bool
-    roots: Sequence[str | Path]
-    urls: bool
-
-    def settle(self, example: Example) -> None:
-        """Check the number of images and bring each into its stored form. Raises: RowError."""
-        places, images = count_image_parts(example["prompt"]), example.get("images") or []
-        if not self.wanted:
-            if places or images:
-                raise RowError("images_unused")
-            return
-        if places != len(images):
-            raise RowError("image_count", f"{places} places in the prompt, {len(images)} images in the row")
-        cells = []
-        for number, image in enumerate(images, 1):
-            try:
-                cells.append(image_cell(image, root=self.roots, allow_urls=self.urls))
-            except ImageError as error:
-                raise RowError(error.reason or "bad_image", f"image {number}: {error.detail}") from error
-        example["images"] = cells
-
-
-class _RowReader:
-    """Turns raw rows into finished Examples: parse, check the gold, build the prompt, give an id."""
-
-    def __init__(
-        self, origin: Source, fmt: Format, build: PromptBuilder, require_answer: bool, images: _Images
-    ) -> None:
-        self.origin, self.format, self.build = origin, fmt, build
-        self.require_answer, self.images = require_answer, images
-        named_by_format = fmt.name not in ("generic", "canonical")
-        self.source = fmt.name if named_by_format else origin.name
-        # A file's own name serves as both where no format names the source; said once is enough.
-        self.prefix = "/".join(dict.fromkeys((self.source, origin.split_name)))
-        self.seen: set[str] = set()
-
-    def read(self, row: Row | RowError, index: int, key: str) -> Example:
-        if isinstance(row, RowError):
-            raise row
-        example = self.format.parse(row, index)
-        place_images(example, row, finished=self.format.own_template)
-        _check_unicode(example)
-        self._settle_answer(example)
-        self.images.settle(example)
-        finished = self.format.own_template or isinstance(row.get("prompt"), list)
-        example["prompt"] = self.build(example["prompt"], finished)  # type: ignore[arg-type]
-        example.setdefault("source", self.source)
-        example.setdefault("id", f"{self.prefix}/{key}")
-        if example["id"] in self.seen:
-            raise RowError("duplicate_id", example["id"])
-        self.seen.add(example["id"])
-        return example
-
-    def _settle_answer(self, example: Example) -> None:
-        """Check the gold and fix its kind, so that reward and evaluation read it alike."""
-        from mmreason.answers import check_gold, infer_kind
-
-        gold, meta = example.get("answer"), example["meta"]
-        if gold is None or not gold.strip():
-            if self.require_answer:
-                raise RowError("missing_answer")
-            example["answer"] = None
-            return
-        problem = check_gold(gold, meta.get("kind"), meta.get("choices"))
-        if problem:
-            raise RowError("bad_gold", problem)
-        meta["kind"] = meta.get("kind") or infer_kind(gold, meta.get("choices"))
-
-
-def _check_unicode(value: Any) -> None:
-    """Arrow stores UTF-8; a lone surrogate (JSON's "\\ud800") would fail there without naming its row."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RowError("bad_unicode", f"character {error.start + 1} of a text of {len(value)}") from None
-    elif isinstance(value, Mapping):
-        for key, cell in value.items():
-            _check_unicode(key)
-            _check_unicode(cell)
-    elif isinstance(value, (list, tuple)):
-        for cell in value:
-            _check_unicode(cell)
-
-
-def _report(bad: BadRows, good: int, count: int, label: str, on_bad_row: OnBadRow) -> None:
+def _report(bad: BadRows, good: int, label: str, on_bad_row: OnBadRow) -> None:
     """Raise DataError for bad rows that were not to be dropped, and for a set of which nothing is left."""
     if not bad.total:
         return
+    count = good + bad.total
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(bad.counts.items()))
     listed = "\n  ".join(bad.shown)
     if on_bad_row == "error":

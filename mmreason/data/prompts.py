@@ -1,4 +1,4 @@
-"""Prompt templates: what is asked of the model around a question."""
+"""Templates: what is asked of the model around a question, and how a reference answer is written down."""
 
 from __future__ import annotations
 
@@ -27,6 +27,80 @@ PROMPT_TEMPLATES: dict[str, str] = {
 
 DEFAULT_CHAT_TEMPLATE = "boxed"
 DEFAULT_PLAIN_TEMPLATE = "base-boxed"
+
+
+REASONING, ANSWER = "{reasoning}", "{answer}"
+
+COMPLETION_TEMPLATES: dict[str, str] = {
+    "plain": "{reasoning}\n\n{answer}",
+    "boxed": "{reasoning}\n\nThe answer is \\boxed{{answer}}.",
+    "gsm8k": "{reasoning}\n#### {answer}",
+    "think": "<think>\n{reasoning}\n</think>\n\n{answer}",
+    "r1-zero": " <think> {reasoning} </think> <answer> {answer} </answer>",
+}
+"""Name -> text with {reasoning} and {answer}, a message's `reasoning_content` and `content` as one text."""
+
+
+def resolve_completion_template(template: str) -> str:
+    """A registry name or a text of one's own with {answer} -> the text. Raises ConfigError."""
+    if template in COMPLETION_TEMPLATES:
+        return COMPLETION_TEMPLATES[template]
+    if ANSWER in template:
+        return template
+    close = difflib.get_close_matches(template, COMPLETION_TEMPLATES, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"completion_template {template!r} is neither one of {', '.join(COMPLETION_TEMPLATES)} "
+        f"nor a text with {ANSWER}.{hint}"
+    )
+
+
+def written_down(messages: list[Message], template: str) -> list[Message]:
+    """Messages whose assistant turns have their thoughts in their content, for chat templates without a place for them.
+
+    The template goes around the last message; thoughts before tool calls and earlier answers stand before the content.
+    A last message without thoughts gets the template's lines from the one with {answer} on, but not one of {reasoning}.
+
+    Raises: ValueError where thoughts should be written into a content of parts.
+    """
+    last = len(messages) - 1
+    return [
+        _written(message, template if i == last and not message.get("tool_calls") else COMPLETION_TEMPLATES["plain"])
+        if message["role"] == "assistant" and (i == last or message.get("reasoning_content"))
+        else message
+        for i, message in enumerate(messages)
+    ]
+
+
+def _written(message: Message, template: str) -> Message:
+    content, thoughts = message["content"], (message.get("reasoning_content") or "").strip()
+    if not isinstance(content, str):
+        raise ValueError("completion_template needs answers that are texts, this one is a list of parts")
+    if not thoughts and "\n" in template:
+        lines = template.split("\n")
+        first = next(i for i, line in enumerate(lines) if ANSWER in line)
+        template = "\n".join(line for line in lines[first:] if REASONING not in line)
+    kept: Message = {**message, "content": template.replace(REASONING, thoughts).replace(ANSWER, content).rstrip("\n")}
+    kept.pop("reasoning_content", None)
+    return kept
+
+
+def build_completion(messages: list[Message], *, template: str | None, chat: bool) -> list[Message] | str:
+    """Apply a completion template to a reference answer.
+
+    Args:
+        template: text with {reasoning} and {answer}, or None to leave the messages as they are (plain text: "plain").
+        chat: False gives the plain text of the single assistant message instead of messages.
+
+    Raises: ValueError where other than one text message should become plain text.
+    """
+    if template is not None or not chat:
+        messages = written_down(messages, template or COMPLETION_TEMPLATES["plain"])
+    if chat:
+        return messages
+    if len(messages) != 1 or messages[0].get("tool_calls"):
+        raise ValueError(f"chat: false needs a completion of one text message, this one has {len(messages)} message(s)")
+    return str(messages[0]["content"])
 
 
 def resolve_template(template: str) -> str:

@@ -1,6 +1,7 @@
 """Read rows of local files with the place of each row, so that an error can say ``file:line``.
 
 jsonl, json (a list, {"data": [...]}, a dict of columns), csv, tsv and parquet, each also as .gz (parquet packs itself).
+A txt file is one row with its whole text, a document.
 """
 
 from __future__ import annotations
@@ -183,6 +184,10 @@ def _tsv(path: Path, split: str) -> Iterator[Located]:
     return _csv(path, split, delimiter="\t")
 
 
+def _txt(path: Path, split: str) -> Iterator[Located]:
+    yield Located(str(path), {"text": _text(path)})
+
+
 def _parquet(path: Path, split: str) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -223,5 +228,6 @@ READERS: dict[str, Callable[[Path, str], Iterator[Located]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
+    ".txt": _txt,
 }
 """Suffix -> reader. A reader yields Located rows and raises DataError for what concerns the whole file."""

@@ -31,14 +31,17 @@ def render_prompt(
         text = render_text(prompt, tokenizer, chat_template_kwargs)
         return _not_empty(list(inner(text, add_special_tokens=False)["input_ids"]))
     bare = list(inner(prompt, add_special_tokens=False)["input_ids"])
-    return _not_empty(_prefix_of(list(inner(prompt)["input_ids"]), bare) + bare)
+    return _not_empty(leading_tokens(prompt, bare, inner) + bare)
 
 
-def _prefix_of(ids: list[int], bare: list[int]) -> list[int]:
-    """The special tokens (mostly a BOS) that a tokenizer put before `bare`, unless the text itself begins with them.
+def leading_tokens(text: str, bare: list[int], tokenizer: Any) -> list[int]:
+    """The special tokens (mostly a BOS) that a tokenizer puts before a text, unless the text itself begins with them.
 
-    What it put after the text (an EOS) is left out: a prompt is to be continued.
+    What it puts after the text (an EOS) is left out: a prompt is to be continued.
+
+    Args: bare: the text's token ids without special tokens that the tokenizer adds.
     """
+    ids = list(tokenizer(text)["input_ids"])
     for start in range(len(ids) - len(bare) + 1):
         if ids[start : start + len(bare)] == bare:
             return [] if bare[:start] == ids[:start] else ids[:start]
@@ -57,11 +60,15 @@ def render_text(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     *,
     complete: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
 ) -> str:
     """Messages as the text that the chat template makes of them; raises as `render_prompt`.
 
     Args:
         complete: the last message is the model's whole turn, with its end, instead of something to be continued.
+        tools: JSON schemas of the tools that the template tells the model of.
+        chat_template: takes the place of the tokenizer's own.
     """
     from jinja2 import TemplateError
 
@@ -75,6 +82,11 @@ def render_text(
         )
     if not messages:
         raise DataError("the prompt has no messages", reason="missing_prompt")
+    more: dict[str, Any] = dict(chat_template_kwargs or {})
+    if tools:
+        more["tools"] = list(tools)
+    if chat_template is not None:
+        more["chat_template"] = chat_template
     # Processors' templates walk through content parts and fail on plain strings.
     turns = [_with_parts(message) for message in messages] if inner is not None else list(messages)
     prefill = messages[-1]["role"] == "assistant" and not complete
@@ -84,9 +96,9 @@ def render_text(
             tokenize=False,
             add_generation_prompt=not (prefill or complete),
             continue_final_message=prefill,
-            **(chat_template_kwargs or {}),
+            **more,
         )
-    except (TemplateError, ValueError, TypeError) as error:
+    except (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template refuses this prompt (roles {roles}): {error}", reason="bad_messages"
@@ -94,8 +106,10 @@ def render_text(
 
 
 def _with_parts(message: Message) -> Message:
-    content = message["content"]
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+    content = message.get("content")
+    if not isinstance(content, str) or (not content and message.get("tool_calls")):
+        return message  # a part without text would pass for something said beside a call
+    return {**message, "content": [{"type": "text", "text": content}]}
 
 
 def processor_name(processor: Any) -> str:
@@ -129,7 +143,7 @@ def _texts(prompt: Sequence[Message] | str) -> Iterator[str]:
         yield prompt
         return
     for message in prompt:
-        content = message["content"]
+        content = message.get("content") or ""
         parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
         yield from (text for text in (*parts, message.get("reasoning_content")) if isinstance(text, str))
 

@@ -3,8 +3,9 @@
 Messages, ``tools`` and ``meta`` are `datasets.Json` cells: they come back as plain Python objects, a message has
 exactly the keys it was given (no ``reasoning_content: None`` to confuse a chat template), contents may be strings in
 one set and lists of parts in the next, and ``meta`` takes new keys without a new schema. ``prompt`` is a string column
-instead where prompts are plain text. ``images`` are `datasets.Image` cells, ``{"bytes": ..., "path": ...}``: undecoded
-while a set is prepared, decoded in files from which plain TRL shall read pictures.
+instead where prompts are plain text. ``label`` and ``text`` are the cells of KTO rows and of documents. ``images`` are
+`datasets.Image` cells, ``{"bytes": ..., "path": ...}``: undecoded while a set is prepared, decoded in files from which
+plain TRL shall read pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def example_features(columns: Sequence[str], *, plain_prompt: bool = False, deco
 
     Args:
         columns: names of an Example's fields.
-        plain_prompt: prompts are plain text, not messages.
+        plain_prompt: prompts and completions are plain text, not messages.
         decode_images: reading ``images`` gives PIL images; False gives the cells (see mmreason.data.images).
     """
     from datasets import Features, Image, Json, List, Value
@@ -34,10 +35,10 @@ def example_features(columns: Sequence[str], *, plain_prompt: bool = False, deco
     text, messages = Value("string"), List(Json())
     kinds: dict[str, Any] = {
         "prompt": text if plain_prompt else messages,
-        "completion": messages,
-        "chosen": messages,
-        "rejected": messages,
+        **dict.fromkeys(("completion", "chosen", "rejected"), text if plain_prompt else messages),
         "images": List(Image(decode=decode_images)),
+        "label": Value("bool"),
+        "text": text,
         "answer": text,
         "tools": List(Json()),
         "id": text,

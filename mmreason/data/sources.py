@@ -140,7 +140,7 @@ def find_split(folder: Path, name: str) -> list[Path]:
     A folder with a single data file that carries no split's name holds "train". Raises DataError.
     """
     places = [folder, folder / "data", folder / name]
-    listing = {place: _data_files(place) for place in places if place.is_dir()}
+    listing = {place: _data_files(place, name) for place in places if place.is_dir()}
     for place, files in listing.items():
         found = files if place == folder / name else [file for file in files if _is_split(file, name)]
         if found:
@@ -159,10 +159,10 @@ def find_split(folder: Path, name: str) -> list[Path]:
     )
 
 
-def _data_files(folder: Path) -> list[Path]:
-    return sorted(
-        entry for entry in folder.iterdir() if entry.is_file() and suffix_of(entry) and entry.name[0] not in "._"
-    )
+def _data_files(folder: Path, split: str) -> list[Path]:
+    """Readable files. Text files are documents only where their name says so: others are READMEs and licences."""
+    files = (entry for entry in folder.iterdir() if entry.is_file() and suffix_of(entry) and entry.name[0] not in "._")
+    return sorted(file for file in files if suffix_of(file) != ".txt" or _is_split(file, split))
 
 
 def _is_split(path: Path, name: str) -> bool:

@@ -93,7 +93,7 @@ def render_visual_prompt(
             the processor refuses an image or makes no tokens of it. Besides what `render_text` and `load_image` raise.
     """
     text, pictures = _place(prompt, images, processor, chat_template_kwargs)
-    return _process(text, pictures, processor)
+    return process_text(text, pictures, processor)
 
 
 def _place(
@@ -107,7 +107,8 @@ def _place(
     return text, [load_image(image, where=f"image {i}") for i, image in enumerate(images or (), start=1)]
 
 
-def _process(text: str, pictures: list[Image.Image], processor: Any) -> VisualPrompt:
+def process_text(text: str, pictures: list[Image.Image], processor: Any) -> VisualPrompt:
+    """What a processor makes of a rendered text with one placeholder per picture. Raises: DataError."""
     try:
         encoded = processor(
             text=[text],
@@ -139,6 +140,60 @@ def _process(text: str, pictures: list[Image.Image], processor: Any) -> VisualPr
     return VisualPrompt(ids, _engine_ids(text, processor), pictures, inputs)
 
 
+def expanded_positions(visual: VisualPrompt, placeholder: int) -> list[int | None]:
+    """For each token of `engine_ids` its place in `ids`; None for a placeholder, and for tokens that merged with its
+    expansion.
+
+    Processors put more than an image's own tokens in a placeholder's place (tiles' numbers, line breaks …), each in its
+    way. So what stands between two placeholders is looked for behind the image tokens of the first.
+
+    Args: placeholder: the token id of a placeholder in `engine_ids`; in `ids` it is that of an image's tokens.
+
+    Raises: DataError: the processor changes the text around the images.
+    """
+    short, long = visual.engine_ids, visual.ids
+    places: list[int | None] = [None] * len(short)
+    borders = [i for i, token in enumerate(short) if token == placeholder]
+    starts, stops = [0, *(i + 1 for i in borders)], [*borders, len(short)]
+    free = 0
+    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        if number:
+            while free < len(long) and long[free] != placeholder:
+                free += 1
+        first, last = number == 0, number == len(borders)
+        found = _find_segment(short[start:stop], long, free, anchored=first, to_end=last)
+        if found is None:
+            raise DataError("the processor changes the text around the images", reason="image_count")
+        skipped, position, length = found
+        places[start + skipped : start + skipped + length] = range(position, position + length)
+        free = position + length
+    return places
+
+
+_MERGED = 2
+"""Tokens at a segment's ends that may merge with line breaks which a processor puts around an image."""
+
+
+def _find_segment(
+    segment: list[int], long: list[int], free: int, *, anchored: bool, to_end: bool
+) -> tuple[int, int, int] | None:
+    """(tokens skipped at the segment's beginning, its place in `long`, its length) at or behind `free`."""
+    for lost in range(2 * _MERGED + 1):
+        for skipped in range(min(lost, _MERGED) + 1):
+            length = len(segment) - lost
+            if length < 0 or lost - skipped > _MERGED or (anchored and skipped) or (to_end and lost > skipped):
+                continue
+            part = segment[skipped : skipped + length]
+            if to_end:
+                places: Sequence[int] = [len(long) - length] if len(long) - length >= free else []
+            else:
+                places = [free] if anchored else range(free, len(long) - length + 1)
+            for position in places:
+                if long[position : position + length] == part:
+                    return skipped, position, length
+    return None
+
+
 def _engine_ids(text: str, processor: Any) -> list[int]:
     return list(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -167,8 +222,17 @@ def _render_placed(
         )
     refuse_media_tokens(prompt, processor)
     text = render_text(prompt, processor, chat_template_kwargs)
+    check_placed(text, count, processor)
+    return text
+
+
+def check_placed(text: str, count: int, processor: Any) -> None:
+    """Raise where a rendered text hasn't one placeholder for each of `count` images.
+
+    ConfigError: the chat template places none at all. DataError: another number.
+    """
     placed = text.count(processor.image_token)
-    if placed == 0:
+    if placed == 0 and count:
         raise ConfigError(
             f"the chat template of {processor_name(processor)} can't place images: it rendered 0 placeholders "
             f"({processor.image_token}) for {_images(count)}; give one that can: chat_template_path"
@@ -178,7 +242,6 @@ def _render_placed(
             f"the chat template rendered {placed} placeholder(s) ({processor.image_token}) for {_images(count)}",
             reason="image_count",
         )
-    return text
 
 
 def _images(count: int) -> str:
@@ -331,7 +394,7 @@ class Visuals:
         try:
             text, pictures = _place(example["prompt"], example.get("images"), self.processor, self.chat_template_kwargs)
             if self._features is None:
-                visual = _process(text, pictures, self.processor)
+                visual = process_text(text, pictures, self.processor)
             else:
                 visual = self._with_features(row, text, pictures, self._features)
         except (DataError, ValueError) as error:  # a RowError is a ValueError
@@ -351,7 +414,7 @@ class Visuals:
         digests = self._digests[row] = [image_digest(picture) for picture in pictures]
         ids, inputs = self.prompt_ids[row], features.inputs(digests)
         if inputs is None:
-            visual = _process(text, pictures, self.processor)
+            visual = process_text(text, pictures, self.processor)
             ids, inputs = visual.ids, features.inputs(digests, visual.inputs)
         assert inputs is not None  # given what the processor made
         if not self._keep_images:

@@ -1,15 +1,16 @@
 """Models: composed of any encoder, projector and decoder, or any Hugging Face model as it is; and tiny ones by code.
 
-Importing this package makes composed checkpoints known to transformers' Auto classes.
+Importing this package makes composed checkpoints known to transformers' Auto classes, and bottleneck adapters to PEFT.
 """
 
 from __future__ import annotations
 
 
 def register() -> None:
-    """Make `model_type: mmreason` known to the Auto classes; a second call changes nothing."""
+    """Make `model_type: mmreason` known to the Auto classes, bottleneck adapters to PEFT; again, it changes nothing."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
+    from mmreason.models.bottleneck import register_bottleneck
     from mmreason.models.configuration import MMReasonConfig
     from mmreason.models.modeling import MMReasonForConditionalGeneration
     from mmreason.models.processing import MMReasonImageProcessor, MMReasonProcessor
@@ -19,6 +20,7 @@ def register() -> None:
     backends = dict.fromkeys(("pil", "torchvision"), MMReasonImageProcessor)  # the same pixels whatever is installed
     AutoImageProcessor.register(MMReasonConfig, image_processor_classes=backends, exist_ok=True)
     AutoProcessor.register(MMReasonConfig, MMReasonProcessor, exist_ok=True)
+    register_bottleneck()
 
 
 register()

@@ -22,17 +22,26 @@ def freeze_modules(model: Any, patterns: Sequence[str]) -> int:
     Raises:
         ConfigError: a pattern that fits no module, or nothing left to train.
     """
-    modules = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
-        fits = re.compile(r"(?:.*\.)?" + fnmatch.translate(pattern))
-        found = [name for name in modules if fits.match(name)]
-        if not found:
-            hint = did_you_mean(pattern, {name.rsplit(".", 1)[-1] for name in modules})
-            raise ConfigError(f"freeze_modules: {pattern!r} fits no module of {type(model).__name__}.{hint}")
-        for name in found:
+        for name in modules_named(model, pattern, "freeze_modules"):
             model.get_submodule(name).requires_grad_(False)
     # A parameter that ZeRO-3 has split is empty here, and keeps its size under another name.
     left = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     if not left:
         raise ConfigError(f"freeze_modules={list(patterns)}: nothing is left to train")
     return left
+
+
+def modules_named(model: Any, pattern: str, option: str) -> list[str]:
+    """Full names of the modules that a pattern fits, as `freeze_modules` reads it.
+
+    Args: option: the name of the setting that said so, for errors.
+    Raises: ConfigError: it fits none.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    fits = re.compile(r"(?:.*\.)?" + fnmatch.translate(pattern))
+    found = [name for name in modules if fits.match(name)]
+    if not found:
+        hint = did_you_mean(pattern, {name.rsplit(".", 1)[-1] for name in modules})
+        raise ConfigError(f"{option}: {pattern!r} fits no module of {type(model).__name__}.{hint}")
+    return found

@@ -105,8 +105,10 @@ def load_policy_model(args: Any, accelerator: Any = None) -> Any:
         args: ModelArguments. accelerator: with tensor parallelism in its parallelism_config, weights are split while
             loading, by the plan of the model's transformers class.
 
-    Raises: ConfigError, see `load_checked`.
+    Raises: ConfigError, see `load_checked`; or an adapter on 4-bit weights (kind qlora) without bitsandbytes.
     """
+    from mmreason.models.peft import quantization_settings
+
     return load_checked(
         args.model_name_or_path,
         "model_name_or_path",
@@ -114,7 +116,7 @@ def load_policy_model(args: Any, accelerator: Any = None) -> Any:
         revision=args.model_revision,
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
-        settings=_tensor_parallel_settings(accelerator),
+        settings=_tensor_parallel_settings(accelerator) | quantization_settings(args),
     )
 
 
@@ -127,6 +129,7 @@ def load_checked(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     text_only: bool = False,
+    kind: Any = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """A checkpoint as the model that its configuration names, with every weight found.
@@ -137,6 +140,7 @@ def load_checked(
         source: hub id or folder. option: the name of the setting that said so, for errors.
         dtype: a torch dtype, its name, or "auto" for the checkpoint's.
         text_only: refuse vision-language models.
+        kind: an Auto class such as AutoModelForMaskedLM, in place of the one that generates.
         settings: more arguments of `from_pretrained`.
 
     Raises:
@@ -153,7 +157,7 @@ def load_checked(
         sees = type(config) in AutoModelForImageTextToText._model_mapping
         if sees and text_only:
             raise ConfigError(f"{option}={source!r} is a vision-language model itself: train it as it is")
-        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        auto = kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)
         model, told = auto.from_pretrained(
             source,
             config=config,
@@ -204,45 +208,6 @@ def _tensor_parallel_settings(accelerator: Any) -> dict[str, Any]:
 
     mesh = accelerator.torch_device_mesh["tp"]
     return {"distributed_config": DistributedConfig(tp_size=parallelism.tp_size), "device_mesh": mesh}
-
-
-def add_lora(model: Any, args: Any) -> Any:
-    """Wrap the model with the LoRA adapter that ModelArguments describe (arXiv 2106.09685).
-
-    Raises:
-        ConfigError: no module of the model is among `lora_target_modules`.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    targets = args.lora_target_modules
-    if targets == ["all-linear"]:
-        targets = "all-linear"
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets,
-        modules_to_save=args.lora_modules_to_save,
-        use_rslora=args.use_rslora,
-        use_dora=args.use_dora,
-        # A tied head that does not follow its embedding's adapter is untied in the trainer and tied in vLLM, which then
-        # samples from another policy.
-        ensure_weight_tying=_adapts_tied_embedding(model, targets, args.lora_modules_to_save),
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ConfigError(f"lora_target_modules={args.lora_target_modules}: {_first_line(error)}") from error
-
-
-def _adapts_tied_embedding(model: Any, targets: str | list[str] | None, saved: list[str] | None) -> bool:
-    from peft.utils.constants import EMBEDDING_LAYER_NAMES
-
-    names = [*([] if targets is None or isinstance(targets, str) else targets), *(saved or [])]
-    adapted = any(name.split(".")[-1] in EMBEDDING_LAYER_NAMES for name in names)
-    head = model.get_output_embeddings()
-    return adapted and head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _first_line(error: Exception) -> str:

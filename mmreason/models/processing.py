@@ -150,8 +150,13 @@ class MMReasonProcessor(ProcessorMixin):
 
 def build_processor(config: Any, tokenizer: Any, image_token: str) -> MMReasonProcessor:
     """The processor of a configuration (MMReasonConfig) with a tokenizer that has the image token."""
-    vision = config.vision_config
-    images = MMReasonImageProcessor(
+    images = build_image_processor(config.vision_config)
+    return MMReasonProcessor(images, tokenizer, config.tokens_per_view, image_token, tokenizer.chat_template)
+
+
+def build_image_processor(vision: Any) -> MMReasonImageProcessor:
+    """What makes views for the towers of a configuration (MMReasonVisionConfig)."""
+    return MMReasonImageProcessor(
         image_size=vision.image_size,
         image_mean=[m for tower in vision.towers for m in tower["mean"]],
         image_std=[s for tower in vision.towers for s in tower["std"]],
@@ -159,4 +164,3 @@ def build_processor(config: Any, tokenizer: Any, image_token: str) -> MMReasonPr
         resize=cast(Literal["stretch", "pad", "crop"], vision.resize),
         max_tiles=vision.max_tiles,
     )
-    return MMReasonProcessor(images, tokenizer, config.tokens_per_view, image_token, tokenizer.chat_template)

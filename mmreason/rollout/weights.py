@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from trl.distributed import DistributedBackend
 
-from mmreason.types import ConfigError
+from mmreason.models.peft import refuse_unmergeable
 
 
 def full_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Tensor]]:
@@ -24,7 +25,7 @@ def full_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Te
         model: the prepared policy (DDP, DeepSpeed engine, FSDP2 or plain; PEFT or not).
 
     Raises:
-        ConfigError: the adapter is made of virtual tokens, which no weight can hold.
+        ConfigError: no weight can hold what the adapter does (virtual tokens, bottlenecks), or the base is quantised.
 
     Yields:
         Tensors that stay valid after the iteration has gone on (vLLM buffers them until a layer is complete).
@@ -51,10 +52,7 @@ def _peft_weights(model: Any, backend: DistributedBackend) -> Iterator[tuple[str
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ConfigError(
-            "prompt, prefix and P-tuning can't be merged into weights: use LoRA, or HF generate (use_vllm: false)"
-        )
+    refuse_unmergeable(model)
     base = model.get_base_model()
     handled: set[int] = set()
     for prefix, module in base.named_modules():
@@ -80,7 +78,9 @@ def _merged_layer(prefix: str, layer: Any, backend: DistributedBackend) -> Itera
         before = {name: param.detach().clone() for name, param in params.items()}
         layer.merge(safe_merge=True)
         merged = {name: _materialise(param, backend).clone() for name, param in params.items()}
-        layer.unmerge()
+        with warnings.catch_warnings():  # IA3 says that it is inexact; what was there before is put back below
+            warnings.simplefilter("ignore")
+            layer.unmerge()
         for name, param in params.items():
             param.copy_(before[name])
     for name, value in merged.items():

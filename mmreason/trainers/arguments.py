@@ -50,7 +50,12 @@ class ModelArguments:
     chat_template_path: str | None = _opt(
         None, "A Jinja chat template file, or a tokenizer folder or hub id to take the chat template from."
     )
-    use_peft: bool = _opt(False, "Train a LoRA adapter instead of all weights.")
+    adapter: dict[str, Any] | None = _opt(
+        None,
+        "(ours) {kind: lora|rslora|dora|qlora|adalora|ia3|oft|vera|bottleneck|prefix|prompt|p_tuning|p_tuning_v2, "
+        "modules: [decoder, projector, vision_tower], …}, see docs/adapters.md; or {path: FOLDER of a saved one}.",
+    )
+    use_peft: bool = _opt(False, "Train a LoRA adapter instead of all weights; short for adapter: {kind: lora, …}.")
     lora_r: int = _opt(16, "LoRA rank.")
     lora_alpha: int = _opt(32, "LoRA scale: the update is multiplied by alpha / r (alpha / sqrt(r) with use_rslora).")
     lora_dropout: float = _opt(0.05, "Dropout in front of the adapter. 0 keeps rollouts and scoring exactly alike.")
@@ -87,6 +92,11 @@ class DataArguments:
     prompt_template: str | None = _opt(
         "boxed",
         "(ours) A named template (none, boxed, gsm8k, r1-zero …) or a text with {question}. None: boxed or base-boxed.",
+    )
+    completion_template: str | None = _opt(
+        None,
+        "(ours) How reasoning and answer of a reference become one text: plain, boxed, gsm8k, think, r1-zero, or a "
+        "text with {reasoning} and {answer}. None: apart, for chat templates that know reasoning_content.",
     )
     system_prompt: str | None = _opt(None, "(ours) System message put before each prompt.")
     chat: bool = _opt(

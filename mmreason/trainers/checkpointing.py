@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, load
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
+from mmreason.models.peft_state import load_training_state, save_training_state
 from mmreason.rollout.parallel import tensor_parallel_size
 from mmreason.trainers.state import CheckpointError
 
@@ -59,6 +60,8 @@ def save_policy(policy: Any, tokenizer: Any, accelerator: Accelerator, folder: P
         raise error or RuntimeError("the main process could not write the model")
     if only_model:
         return
+    if accelerator.is_main_process and not sharded:
+        save_training_state(unwrapped, folder)
     hook = None if sharded else accelerator.register_save_state_pre_hook(lambda models, weights, where: weights.clear())
     try:
         accelerator.save_state(str(folder / "state"))
@@ -99,6 +102,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _load_whole(model: Any, folder: Path) -> None:
+    if load_training_state(model, folder):
+        return
     if hasattr(model, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict
 

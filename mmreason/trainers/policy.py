@@ -21,6 +21,7 @@ from torch import Tensor
 from mmreason.data.visual import VisualPrompt, image_counts, visuals_of
 from mmreason.losses.advantages import GroupAdvantages, group_advantages
 from mmreason.losses.policy import BatchSize, aggregate, clipped_surrogate, importance_weights, kl_to_reference
+from mmreason.models.peft_adalora import follow_ranks
 from mmreason.rewards.accuracy import judge
 from mmreason.rewards.run import RewardBatch, compute_rewards
 from mmreason.rollout.engines import build_engine, end_token_ids, placeholder_token_ids
@@ -116,6 +117,7 @@ class PolicyTrainer:
         for rows in (train_dataset, *(held.dataset for held in (held_out or {}).values())):
             prepare_for_images(model, accelerator, list(image_counts(rows)))
         self.policy, self.optimizer = accelerator.prepare(model, build_optimizer(model, args))
+        follow_ranks(self.policy, self.optimizer, self.total_steps, lambda: self.state.step)  # of AdaLoRA
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
             temperature=args.temperature,

@@ -42,6 +42,7 @@ def load_split(
     *,
     columns: Sequence[str] = (*RL_COLUMNS, "images"),
     require_answer: bool = True,
+    require: Sequence[str] = (),
 ) -> Any:
     """Rows of one split of `dataset_name`, read as the options say; what was dropped is said.
 
@@ -54,41 +55,46 @@ def load_split(
         column_map=data.column_map,
         system_prompt=data.system_prompt,
         prompt_template=data.prompt_template,
+        completion_template=data.completion_template,
         chat=data.chat,
         on_bad_row=data.on_bad_row,
         max_rows=max_rows,
         columns=columns,
         require_answer=require_answer,
+        require=require,
         image_root=data.image_root,
         image_urls=data.image_urls,
     )
     say(loaded.summary())
-    return _without_empty_images(loaded.dataset)
+    return without_empty_images(loaded.dataset)
 
 
-def _without_empty_images(rows: Any) -> Any:
+def without_empty_images(rows: Any) -> Any:
+    """The same rows, without the column `images` where none has an image."""
     if "images" in rows.column_names and not any(image_counts(rows)):
         return rows.remove_columns("images")
     return rows
 
 
-def hold_out(data: DataArguments, train: Any, seed: int, say: Say) -> tuple[Any, dict[str, Any]]:
+def hold_out(data: DataArguments, train: Any, seed: int, say: Say, **reading: Any) -> tuple[Any, dict[str, Any]]:
     """(training rows, held-out rows by the name of their set), at most `eval_samples` rows for each set.
 
     Without a test split the main set is cut off the training rows, and shares no question with what is left of them.
+
+    Args: reading: how test splits are read, see `load_split`: its columns and what a row must have.
     """
     if not data.eval_samples:
         return train, {}
     held_out: dict[str, Any] = {}
     if data.dataset_test_split is not None:
-        held_out[HELD_OUT] = load_split(data, data.dataset_test_split, data.eval_samples, say)
+        held_out[HELD_OUT] = load_split(data, data.dataset_test_split, data.eval_samples, say, **reading)
     elif len(train) > 1:
         train, held_out[HELD_OUT] = split_holdout(train, min(data.eval_samples, len(train) // 2), seed)
     for split in data.extra_test_splits or []:
         name = set_name(split)
         if name in held_out:
             raise ConfigError(f"extra_test_splits: two held-out sets have the name {name!r}; name each split once")
-        held_out[name] = load_split(data, split, data.eval_samples, say)
+        held_out[name] = load_split(data, split, data.eval_samples, say, **reading)
     return train, held_out
 
 

@@ -241,7 +241,8 @@ def open_output_dir(
         ) from error
     record = folder / "run.json"
     if overwrite:
-        folders = [folder / name for name in ("rollouts", "evaluations", "final", "logs", "composed")]
+        written = ("rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer")
+        folders = [folder / name for name in written]
         for path in [*folder.glob("checkpoint-*"), *folders]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("run.json", "metrics.jsonl", "evaluation.json", "report.html"):

@@ -201,7 +201,7 @@ def test_column_map_with_dotted_paths_and_dotted_names() -> None:
         ({"question": "q", "answer": float("inf")}, "bad_gold"),
         ({"question": "q", "choices": ["a", "b"], "answer": 2}, "bad_gold"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "bad_choices"),
-        ({"prompt": [{"role": "robot", "content": "q"}], "answer": "1"}, "bad_messages"),
+        ({"prompt": [{"role": "robot", "content": "q"}], "answer": "1"}, "unknown_role"),
     ],
 )
 def test_generic_bad_rows(row: dict[str, Any], reason: str) -> None:

@@ -105,7 +105,7 @@ def test_byte_order_marks(tmp_path: Path) -> None:
         ("a.csv", b"a,a\n1,2\n", "more than once"),
         ("a.csv", b'a,b\n"1,2\n', "no csv"),
         ("a.parquet", b"PAR1 not really PAR1", "no readable parquet"),
-        ("a.txt", b"text", "can't read this kind"),
+        ("a.bin", b"text", "can't read this kind"),
         ("a.parquet.gz", b"x", "can't read this kind"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmreason.models.loading import add_lora, load_policy_model, load_tokenizer
+from mmreason.models.loading import load_policy_model, load_tokenizer
 from mmreason.models.tiny import tiny_decoder
 from mmreason.rollout.engines import end_token_ids, placeholder_token_ids
 from mmreason.trainers.arguments import ModelArguments
@@ -123,24 +123,3 @@ def test_every_end_token_counts(tiny_checkpoint: str) -> None:
     assert end_token_ids(model, tokenizer) == sorted({3, 5, tokenizer.eos_token_id})
     model.generation_config.eos_token_id = None
     assert end_token_ids(model, tokenizer) == [tokenizer.eos_token_id]
-
-
-def test_lora_fields_arrive() -> None:
-    options: dict[str, Any] = {
-        "lora_r": 3, "lora_alpha": 7, "lora_dropout": 0.25, "lora_target_modules": ["q_proj", "up_proj"],
-        "lora_modules_to_save": ["norm"], "use_rslora": True, "use_dora": True,
-    }  # fmt: skip
-    config = add_lora(tiny_decoder(), ModelArguments(**options)).peft_config["default"]
-    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 7, 0.25)
-    assert config.target_modules == {"q_proj", "up_proj"} and config.modules_to_save == ["norm"]
-    assert config.use_rslora and config.use_dora
-    everything = add_lora(tiny_decoder(), ModelArguments(lora_target_modules=["all-linear"]))
-    adapted = {
-        name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in everything.named_parameters() if "lora_A" in name
-    }
-    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-def test_lora_on_modules_that_do_not_exist() -> None:
-    with pytest.raises(ConfigError, match="no_such_proj"):
-        add_lora(tiny_decoder(), ModelArguments(lora_target_modules=["no_such_proj"]))

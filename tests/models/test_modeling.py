@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from mmreason.models.loading import add_lora, load_checked
+from mmreason.models.loading import load_checked
 from mmreason.models.modeling import MMReasonForConditionalGeneration
+from mmreason.models.peft import add_adapter
 from mmreason.trainers.arguments import ModelArguments
 from mmreason.types import ConfigError
 from tests.models.parts import HF_CLIP, HF_SIGLIP, OPEN_CLIP_VIT, TIMM_VIT, compose, save_decoder
@@ -307,7 +308,7 @@ def test_lora_saves_adapters_alone(made: Any, targets: list[str], tmp_path: Path
     from peft import PeftModel
 
     model, processor = made("two fused, tiled")
-    adapted = add_lora(copy.deepcopy(model), ModelArguments(lora_target_modules=targets))
+    adapted = add_adapter(copy.deepcopy(model), ModelArguments(use_peft=True, lora_target_modules=targets))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

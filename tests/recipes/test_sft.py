@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -67,11 +66,34 @@ def test_what_a_run_leaves_behind(unbroken: Path) -> None:
     assert all(torch.equal(final[name], last[name]) for name in last)
 
 
+@pytest.fixture(scope="module")
+def mixed(sums: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a run over two sets, packed, five or so steps an epoch, with a held-out loss."""
+    from data_builders.arithmetic import build
+
+    folder = tmp_path_factory.mktemp("mixed")
+    for name, n, level in (("easy", 24, 1), ("hard", 16, 2)):
+        build(folder / name, n=n, n_test=4, seed=2, level=level)
+    datasets = [{"name": str(folder / "easy"), "weight": 2}, {"name": str(folder / "hard"), "weight": 1}]
+    return [
+        "--datasets", json.dumps(datasets), "--dataset_name", "null", "--dataset_test_split", "null",
+        "--packing", "--max_length", "64", "--per_device_train_batch_size", "2", "--packing_window", "16",
+        "--max_steps", "24", "--save_steps", "2", "--eval_steps", "12",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, sums: str, tmp_path: Path) -> None:
-    words = command(tmp_path / "run", sums)
-    run_and_signal(words, tmp_path / "run", step=5, number=signal.SIGKILL)
-    assert len(metrics(tmp_path / "run")) < len(metrics(unbroken)), "the run ended before it could be killed"
+def test_killed_in_mid_epoch_packed_and_mixed(mixed: list[str], sums: str, tmp_path: Path) -> None:
+    """Killed twice, in the second epoch and in a later one: the same weights, metrics and evaluations as unbroken."""
+    unbroken, words = tmp_path / "unbroken", command(tmp_path / "run", sums, *mixed)
+    done = run(command(unbroken, sums, *mixed))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in metrics(unbroken) if "loss" in line]
+    assert {"loss/easy", "loss/hard"} <= set().union(*lines) and lines[-1]["epoch"] > 2
+    assert [line["step"] for line in metrics(unbroken) if "eval/held_out/loss" in line] == [12, 24]
+    for step in (9, 17):
+        run_and_signal(words, tmp_path / "run", step=step, number=signal.SIGKILL)
+        assert len(metrics(tmp_path / "run")) < len(metrics(unbroken)), "the run ended before it could be killed"
     again = run(words)
     assert again.returncode == 0 and "Continuing from" in again.stdout, again.stderr[-3000:]
     assert metrics(tmp_path / "run") == metrics(unbroken)
@@ -79,9 +101,14 @@ def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, sums: str, tmp_pat
     assert evaluations[0] == evaluations[1]
     want, got = weights(unbroken / "final"), weights(tmp_path / "run" / "final")
     assert all(torch.equal(want[name], got[name]) for name in want)
-    finished = run(words)  # nothing is left to do: the same end again
+
+
+@pytest.mark.slow
+def test_a_finished_run_has_nothing_to_do(unbroken: Path, sums: str) -> None:
+    before, words = metrics(unbroken), command(unbroken, sums)
+    finished = run(words)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert metrics(tmp_path / "run") == metrics(unbroken)
+    assert metrics(unbroken) == before
 
 
 @pytest.mark.slow
@@ -118,11 +145,15 @@ def test_lora(unbroken: Path, sums: str, tmp_path: Path) -> None:
 
 BAD: list[tuple[list[str], list[str]]] = [
     (["--learning_rat", "1"], ["learning_rat", "learning_rate"]),
-    (["--max_length", "12"], ["too_long", "max_length is 12", "on_bad_row"]),
+    (["--max_length", "12"], ["too_long", "max_length", "on_bad_row"]),
     (["--dataset_name", "nowhere/at_all.jsonl"], ["nowhere/at_all.jsonl"]),
     (["--model_name_or_path", "no/such/folder"], ["no/such/folder"]),
     (["--resume", "checkpoint-7"], ["--resume checkpoint-7", "no whole checkpoint"]),
     (["--save_steps", "0"], ["save_steps=0"]),
+    (["--vision", "{source: timm}"], ["vision need decoder"]),
+    (["--packing", "--max_length", "null"], ["packing needs max_length"]),
+    (["--loss_on", "{answr: 1.0}"], ["loss_on", "answr", "answer"]),
+    (["--unfreeze_at", "{layres.0: 3}"], ["unfreeze_at", "layres.0"]),
 ]
 
 
@@ -143,31 +174,47 @@ def test_another_run_is_not_continued(unbroken: Path, sums: str) -> None:
 
 def test_real_solutions_become_labels(shared_data: Path) -> None:
     """GSM8K's own solutions, as recipes/configs/sft/qwen2.5-0.5b.yaml learns them: each ends with its answer."""
-    from mmreason.data.supervised import tokenize_supervised
+    from mmreason.data.supervised import prepare_supervised
     from mmreason.models.tiny import tiny_tokenizer
     from mmreason.trainers.arguments import DataArguments
-    from mmreason.trainers.problems import load_split
+    from mmreason.trainers.sft_data import load_rows
 
-    folder = next(path for path in shared_data.iterdir() if "gsm8k" in path.name.lower())
-    data = DataArguments(dataset_name=str(folder), prompt_template="gsm8k")
-    columns = ("prompt", "completion", "answer", "id", "source", "meta")
-    rows: Any = load_split(data, "train", 200, lambda _: None, columns=columns)
+    data = DataArguments(
+        dataset_name=str(shared_data / "gsm8k"), prompt_template="gsm8k", max_train_samples=200, eval_samples=0
+    )
+    train, _ = load_rows(data, [], 0, lambda _: None)
     tokenizer = tiny_tokenizer()
-    tokenized, dropped = tokenize_supervised(rows, tokenizer, 4096)
-    assert len(tokenized) == 200 and not dropped
-    for row, example in zip(tokenized, rows, strict=True):
-        text = tokenizer.decode([label for label in row["labels"] if label >= 0], skip_special_tokens=True)
+    rows, dropped = prepare_supervised(train, tokenizer, max_length=4096)
+    assert len(rows) == 200 and not dropped
+    for i, example in enumerate(train):
+        learned = [token for token, weight in zip(rows[i].ids, rows[i].weights, strict=True) if weight]
+        text = tokenizer.decode(learned, skip_special_tokens=True)
         assert example["answer"] in text.replace(",", "")
     assert (ROOT / "recipes" / "configs" / "sft" / "qwen2.5-0.5b.yaml").is_file()
 
 
-@pytest.mark.parametrize("flags", [("--decoder", "x"), ("--shapes", "{level: 1}")])
-def test_options_of_pictures_are_refused(flags: tuple[str, ...], tmp_path: Path) -> None:
-    from mmreason.types import ConfigError
-    from recipes.sft import main
+@pytest.mark.slow
+def test_pictures_into_a_composed_model(tmp_path: Path) -> None:
+    """Parts become a model; tower frozen, its features stored; packed rows of generated pictures; a model that sees."""
+    from transformers import AutoProcessor
 
-    with pytest.raises(ConfigError, match="SFT trains on text so far"):
-        main(["--output_dir", str(tmp_path / "run"), *flags])
+    from tests.models.parts import TIMM_VIT, save_decoder
+
+    flags = [
+        "--decoder", save_decoder(tmp_path / "decoder"), "--vision", json.dumps(TIMM_VIT),
+        "--freeze_modules", "vision_tower", "--feature_store", str(tmp_path / "store"), "--dataset_name", "null",
+        "--shapes", "{level: 1, n: 24, n_test: 8, n_unseen: 0, seed: 3}", "--dataset_test_split", "test",
+        "--packing", "--max_length", "400", "--per_device_train_batch_size", "1", "--max_steps", "6",
+        "--max_prompt_length", "null",
+    ]  # fmt: skip
+    done = run(command(tmp_path / "run", "null", *flags))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    (measured,) = [line for line in metrics(tmp_path / "run") if line["step"] == 3 and "eval/held_out/loss" in line]
+    assert 0 <= measured["eval/held_out/greedy"] <= 1
+    assert AutoProcessor.from_pretrained(tmp_path / "run" / "final").image_token
+    assert list((tmp_path / "store").rglob("*")), "no feature was stored"
 
 
 @pytest.mark.slow

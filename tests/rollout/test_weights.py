@@ -10,11 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mmreason.models.loading import add_lora
+from mmreason._adapters import KINDS as MERGING
+from mmreason.models.peft import add_adapter
 from mmreason.models.tiny import tiny_decoder
 from mmreason.rollout.weights import full_weights
 from mmreason.trainers.arguments import ModelArguments
 from mmreason.types import ConfigError
+from tests.models.peft_parts import PLACED, arguments
 
 IDS = torch.arange(24).view(2, 12)
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -37,7 +39,9 @@ def accelerator() -> Accelerator:
 def policy(adapter: str, tied: bool) -> Any:
     """A PEFT model whose trainable weights have moved, so that merging has something to do."""
     base = tiny_decoder(tie_word_embeddings=tied)
-    model = add_lora(base, ModelArguments(**({"lora_r": 4, "lora_dropout": 0.1} | ADAPTERS[adapter]))).eval()
+    model = add_adapter(
+        base, ModelArguments(**({"use_peft": True, "lora_r": 4, "lora_dropout": 0.1} | ADAPTERS[adapter]))
+    ).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for param in model.parameters():
@@ -111,6 +115,27 @@ def test_plain_model(accelerator: Accelerator) -> None:
         assert all(torch.equal(found[name], expected[name]) and not found[name].requires_grad for name in found)
 
 
+@pytest.mark.parametrize("kind", PLACED)
+@torch.no_grad()
+def test_every_kind_that_merges(accelerator: Accelerator, kind: str) -> None:
+    """An engine gets the policy's own weights, and the policy is as it was; what no weight holds is refused."""
+    model = add_adapter(tiny_decoder(), arguments(kind)).eval()
+    generator = torch.Generator().manual_seed(3)
+    for param in model.parameters():
+        if param.requires_grad:
+            param.add_(0.3 * torch.randn(param.shape, generator=generator))
+    if not MERGING[kind].merges:
+        with pytest.raises(ConfigError, match=f"kind='{kind}' doesn't go with vLLM: .*use LoRA"):
+            list(full_weights(model, accelerator))
+        return
+    expected, before = model(IDS).logits, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = dict(full_weights(model, accelerator))
+    torch.testing.assert_close(reloaded_logits(weights, tied=True), expected, atol=2e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_virtual_tokens_are_refused(accelerator: Accelerator) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
@@ -122,6 +147,9 @@ def test_virtual_tokens_are_refused(accelerator: Accelerator) -> None:
 def test_no_needless_warning_about_tied_weights() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        add_lora(tiny_decoder(), ModelArguments())
-        add_lora(tiny_decoder(), ModelArguments(lora_modules_to_save=["embed_tokens"]))
-        add_lora(tiny_decoder(tie_word_embeddings=False), ModelArguments(lora_modules_to_save=["embed_tokens"]))
+        add_adapter(tiny_decoder(), ModelArguments(use_peft=True))
+        add_adapter(tiny_decoder(), ModelArguments(use_peft=True, lora_modules_to_save=["embed_tokens"]))
+        add_adapter(
+            tiny_decoder(tie_word_embeddings=False),
+            ModelArguments(use_peft=True, lora_modules_to_save=["embed_tokens"]),
+        )

@@ -39,11 +39,13 @@ def make_model(checkpoint: Path, lora: bool) -> Any:
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     if lora:
-        from mmreason.models.loading import add_lora
+        from mmreason.models.peft import add_adapter
         from mmreason.trainers.arguments import ModelArguments
 
         # the embedding is trained too, and the head is tied to it
-        model = add_lora(model, ModelArguments(lora_r=4, lora_dropout=0.0, lora_modules_to_save=["embed_tokens"]))
+        model = add_adapter(
+            model, ModelArguments(use_peft=True, lora_r=4, lora_dropout=0.0, lora_modules_to_save=["embed_tokens"])
+        )
     return model
 
 

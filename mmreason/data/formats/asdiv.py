@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mmreason.data.formats.common import Format, Row, text_cell, user_message
+from mmreason.data.formats.common import Format, Row, text_cell, user_message, worked_completion
 from mmreason.types import Example
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
@@ -35,7 +35,10 @@ def detect(columns: frozenset[str], rows: Sequence[Row]) -> bool:
 
 
 def parse(row: Row, index: int) -> Example:
-    """Prompt: body and question. Gold and kind: see the table above; the row's web address goes to ``meta.origin``."""
+    """Prompt: body and question. Gold and kind: see the table above; the row's web address goes to ``meta.origin``.
+
+    The formula is the completion's reasoning.
+    """
     body = text_cell(row, "body", "missing_prompt")
     question = text_cell(row, "question", "missing_prompt")
     gold, kind, unit = read_answer(text_cell(row, "answer", "missing_answer"), row.get("solution_type"))
@@ -43,6 +46,7 @@ def parse(row: Row, index: int) -> Example:
     meta |= {key: row.get(key) for key in ("solution_type", "grade", "formula")}
     example: Example = {
         "prompt": user_message(f"{body} {question}"),
+        "completion": worked_completion(row["formula"] if isinstance(row.get("formula"), str) else None, gold),
         "answer": gold,
         "meta": {key: value for key, value in meta.items() if value is not None or key == "choices"},
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmreason.types import Example, Message
 
 Row = Mapping[str, Any]
+
+_OWN_FIELDS = frozenset({"id", "source", "images", "image", "decoded_image", "kind", "choices"})
 
 REASONS: dict[str, str] = {
     "missing_prompt": "the question is missing or empty",
@@ -34,6 +36,24 @@ REASONS: dict[str, str] = {
     "missing_completion": "there is no completion to learn from",
     "too_long": "prompt and completion are longer than max_length",
     "template": "the chat template doesn't render the row as it is",
+    "unknown_role": "a message has a role that isn't known",
+    "empty_turn": "a turn says nothing",
+    "role_order": "the turns don't alternate as this format demands it",
+    "bad_tool_call": "a tool call has no name, or arguments that are no JSON object",
+    "tool_result": "a tool's result answers no call",
+    "bad_tools": "the tools are no list of function schemas",
+    "tools_unused": "the row has tools, but tools weren't asked for",
+    "bad_pair": "chosen and rejected are not two different answers to one prompt",
+    "bad_label": "the label is neither true nor false",
+    "missing_pair": "there is no pair of a chosen and a rejected answer",
+    "missing_label": "there is no label of the completion",
+    "missing_text": "the document is missing or empty",
+    "two_image_columns": "both 'image' and 'images' hold something",
+    "image_not_list": "'images' is a text, not a list",
+    "null_bytes": "the text holds null bytes",
+    "nan_value": "a number is NaN or infinite",
+    "mixed_types": "the cell has another type than its column has elsewhere",
+    "no_loss": "no token of the row carries loss",
 }
 """Reason codes of bad rows: the keys of the drop counts."""
 
@@ -59,12 +79,16 @@ class Format:
     """One way in which raw rows come.
 
     Attributes:
-        name: the registry name, also the ``source`` of its examples (generic rows take the file's name instead).
+        name: the registry name, also the ``source`` of its examples (see `many_sets`).
         parse: (row, index) -> Example; raises RowError. Pure: the same row gives the same Example. The images of
             columns called so are put in afterwards (mmreason.data.formats.pictures).
         detect: (column names, a few of the first rows) -> does this set look like mine?
         own_template: True where rows bring finished prompts, so that no default prompt template is applied.
         split: for sets whose rows hold several questions: a row -> one row each, which `parse` then takes.
+        many_sets: True for a form in which many sets come: the ``source`` of its examples is then the name of the file
+            or hub set instead of the format's.
+        mapped: the columns that a column map may name for this format; () where it takes none.
+        bare_marks: True where ``<image>`` in a row without images is mere text.
     """
 
     name: str
@@ -72,6 +96,9 @@ class Format:
     detect: Callable[[frozenset[str], Sequence[Row]], bool]
     own_template: bool = False
     split: Callable[[Row], list[Row]] | None = None
+    many_sets: bool = False
+    mapped: tuple[str, ...] = ()
+    bare_marks: bool = False
 
 
 def shorten(value: object, limit: int = 80) -> str:
@@ -119,6 +146,33 @@ def worked_completion(reasoning: str | None, answer: str) -> list[Message]:
     if reasoning and reasoning.strip():
         message["reasoning_content"] = reasoning.strip()
     return [message]
+
+
+def extras(row: Row, used: Container[str]) -> dict[str, Any]:
+    """The plain cells (texts, numbers, true/false) that a format has no use for: they travel in ``meta``."""
+    return {
+        name: cell
+        for name, cell in row.items()
+        if name not in used and name not in _OWN_FIELDS and isinstance(cell, (str, int, float))
+    }
+
+
+def take_name(example: Example, row: Row, *names: str) -> None:
+    """Give an Example its row's own id, from the first of `names` ("id" without any) that has one, and its source."""
+    found = next((row[name] for name in names or ("id",) if isinstance(row.get(name), (str, int))), None)
+    if found is not None and found != "":
+        example["id"] = str(found)
+    if isinstance(row.get("source"), str) and row["source"]:
+        example["source"] = row["source"]
+
+
+def take_label(example: Example, row: Row) -> None:
+    """Give an Example the truth in the row's ``label`` (LLaMA-Factory: ``kto_tag``); other labels go to ``meta``."""
+    for name in ("label", "kto_tag"):
+        if isinstance(row.get(name), bool):
+            example["label"] = row[name]
+        elif isinstance(row.get(name), (str, int, float)):
+            example["meta"][name] = row[name]
 
 
 def lettered(choices: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmreason.data.formats import pictures
-from mmreason.data.formats.canonical import check_messages
 from mmreason.data.formats.common import (
     Format,
     Row,
@@ -22,6 +21,7 @@ from mmreason.data.formats.common import (
     user_message,
     worked_completion,
 )
+from mmreason.data.formats.conversations import check_messages
 from mmreason.types import Example, Message
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -46,24 +46,27 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """Our field -> names under which it is commonly found, the first present one wins."""
 
-_ABSENT = object()
+EXTRA = ("score", "level", "difficulty", "subject")
+"""Cells that go to ``meta`` as they stand: what a curriculum may sort by."""
+ABSENT: Any = object()
+"""What `lookup` gives where there is no cell; null is one."""
 
 
 def lookup(row: Row, path: str) -> Any:
-    """The cell at a dotted path, or `_ABSENT`. A column whose own name has the dots is preferred."""
+    """The cell at a dotted path, or `ABSENT`. A column whose own name has the dots is preferred."""
     if path in row:
         return row[path]
     value: Any = row
     for part in path.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            return _ABSENT
+            return ABSENT
         value = value[part]
     return value
 
 
 def has_path(row: Row, path: str) -> bool:
     """Does the row have a cell at this dotted path (null counts as a cell)?"""
-    return lookup(row, path) is not _ABSENT
+    return lookup(row, path) is not ABSENT
 
 
 def detect(columns: frozenset[str], rows: Sequence[Row]) -> bool:
@@ -84,10 +87,15 @@ def parse_with(column_map: Mapping[str, str], row: Row, index: int) -> Example:
     answer_name, raw = _field(row, "answer", column_map)
     gold, kind = _gold(answer_name, raw, choices)
     example["answer"] = gold
-    example["meta"] = {"kind": kind, "choices": choices}
+    example["meta"] = {"kind": kind, "choices": choices} | {
+        name: row[name] for name in EXTRA if isinstance(row.get(name), (str, int, float))
+    }
     worked = _field(row, "completion", column_map)[1]
-    if isinstance(worked, str) and worked.strip() and gold is not None:
-        example["completion"] = worked_completion(worked, gold)
+    if isinstance(worked, list) and worked:
+        example["completion"] = check_messages(worked, "completion")
+    elif isinstance(worked, str) and worked.strip() and (gold is not None or "completion" in column_map):
+        # Without a gold, what the map calls the completion is all that is to be said.
+        example["completion"] = worked_completion(worked, gold) if gold is not None else worked_completion(None, worked)
     elif isinstance(raw, str) and gold is not None and gold != raw.strip():
         example["completion"] = worked_completion(raw, gold)  # the gold was cut out of a worked solution
     if "images" in column_map:
@@ -96,20 +104,20 @@ def parse_with(column_map: Mapping[str, str], row: Row, index: int) -> Example:
         )
     for name in ("id", "source"):
         value = _field(row, name, column_map)[1]
-        if value is not _ABSENT and value is not None and not isinstance(value, (Mapping, list)):
+        if value is not ABSENT and value is not None and not isinstance(value, (Mapping, list)):
             example[name] = str(value)  # type: ignore[literal-required]
     return example
 
 
 def _field(row: Row, field: str, column_map: Mapping[str, str]) -> tuple[str, Any]:
-    """(column name, cell) of our field; cell `_ABSENT` where there is none."""
+    """(column name, cell) of our field; cell `ABSENT` where there is none."""
     if field in column_map:
         return column_map[field], lookup(row, column_map[field])
     for name in NAMES[field]:
         value = lookup(row, name)
-        if value is not _ABSENT:
+        if value is not ABSENT:
             return name, value
-    return NAMES[field][0], _ABSENT
+    return NAMES[field][0], ABSENT
 
 
 def _prompt(row: Row, column_map: Mapping[str, str], choices: list[str] | None) -> list[Message]:
@@ -117,7 +125,7 @@ def _prompt(row: Row, column_map: Mapping[str, str], choices: list[str] | None) 
     if isinstance(value, list):
         return check_messages(value, name)
     if not isinstance(value, str) or not value.strip():
-        raise RowError("missing_prompt", f"{name!r} is {'absent' if value is _ABSENT else shorten(value)}")
+        raise RowError("missing_prompt", f"{name!r} is {'absent' if value is ABSENT else shorten(value)}")
     text = value.strip()
     if name == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
         text += "\n\n" + row["input"].strip()  # Alpaca's form: the instruction, then what it is about
@@ -128,7 +136,7 @@ def _prompt(row: Row, column_map: Mapping[str, str], choices: list[str] | None) 
 
 def _choices(value: Any) -> list[str] | None:
     """Choices as a list of texts; also ARC's {"text": [...], "label": [...]} and [{"label": .., "text": ..}]."""
-    if value is _ABSENT or value is None:
+    if value is ABSENT or value is None:
         return None
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
         value = value["text"]
@@ -142,7 +150,7 @@ def _choices(value: Any) -> list[str] | None:
 
 def _gold(name: str, value: Any, choices: list[str] | None) -> tuple[str | None, str | None]:
     """(gold, kind or None for "to be inferred"). None where the row has no answer."""
-    if value is _ABSENT or value is None or (isinstance(value, str) and not value.strip()):
+    if value is ABSENT or value is None or (isinstance(value, str) and not value.strip()):
         return None, None
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -167,4 +175,4 @@ def _gold(name: str, value: Any, choices: list[str] | None) -> tuple[str | None,
     return gold_answer(value) or value.strip(), None
 
 
-FORMAT = Format("generic", parse, detect)
+FORMAT = Format("generic", parse, detect, many_sets=True, mapped=tuple(NAMES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmreason.data.formats.common import Row, RowError
+from mmreason.data.formats.common import Row, RowError, shorten
 from mmreason.types import ContentPart, Example, Message
 
 MARK = "<image>"
@@ -17,8 +17,8 @@ def count_image_parts(messages: Sequence[Message] | str) -> int:
     """Number of ``{"type": "image"}`` parts in a prompt."""
     if isinstance(messages, str):
         return 0
-    contents = [message["content"] for message in messages]
-    return sum(part.get("type") == "image" for content in contents if isinstance(content, list) for part in content)
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    return sum(part.get("type") == "image" for content in contents for part in content) if contents else 0
 
 
 def has_image(row: Row) -> bool:
@@ -26,33 +26,69 @@ def has_image(row: Row) -> bool:
     return any(as_list(row[name]) for name in COLUMNS if name in row)
 
 
-def place_images(example: Example, row: Row, *, finished: bool = False) -> None:
-    """Give an Example the images of its row, and its prompt their places.
+def place_images(example: Example, row: Row, *, finished: bool = False, expected: bool = False) -> None:
+    """Give an Example the images of its row, and its messages their places.
 
-    Image parts that the prompt brings are kept; those that hold their image themselves, as chat templates and OpenAI's
-    API take them, hand it over. Else each ``<image>`` in a user's text becomes a part where it stands, and without such
-    marks the images go before the first user message's text. A mark in a row without images, but of a set with them,
-    gets its part too, which the count of images then catches; in a `finished` prompt (canonical rows) it is mere text.
+    Image parts that the messages bring are kept; those that hold their image themselves, as chat templates and OpenAI's
+    API take them, hand it over. Else each ``<image>`` in the text of a user or a tool becomes a part where it stands,
+    first in the prompt, then in the completion (results of tools), and without such marks the images go before the
+    first user message's text. A mark in a row without images, but of a set with them, gets its part too, which the
+    count of images then catches; in a `finished` prompt (canonical rows) it is mere text.
+
+    Args:
+        expected: the set has images, though this row may have no column for them.
+
     Raises: RowError.
     """
-    messages = example["prompt"]
-    assert not isinstance(messages, str)  # formats give messages
-    cells = [example["images"]] if "images" in example else [row[name] for name in COLUMNS if name in row]
+    prompt, completion = example["prompt"], example.get("completion", [])
+    assert not isinstance(prompt, str) and not isinstance(completion, str)  # formats give messages
+    cells = [_checked_cell(example["images"])] if "images" in example else _cells(row)
     images = next((held for held in map(as_list, cells) if held), [])
+    messages = [*prompt, *completion] if completion else prompt
+    marked = bool(images) or ((expected or bool(cells)) and not finished)
+    example.pop("images", None)
+    if "chosen" in example:
+        _refuse_in_pair(example)
+    if not marked and all(isinstance(message["content"], str) for message in messages):
+        return
     messages, inline = _take_inline(messages)
     if inline and images:
         raise RowError(
             "image_count", f"{len(inline)} images in the messages and {len(images)} in a column of their own"
         )
     images = images or inline
-    if not count_image_parts(messages) and (images or (cells and not finished)):
-        messages = [_split_marks(message) if message["role"] == "user" else message for message in messages]
+    if not count_image_parts(messages) and marked:
+        messages = [_split_marks(message) if message["role"] in ("user", "tool") else message for message in messages]
     if images and not count_image_parts(messages):
         messages = _images_first(messages, len(images))
-    example["prompt"] = messages
-    example.pop("images", None)
+    example["prompt"] = messages[: len(prompt)]
+    if completion:
+        example["completion"] = messages[len(prompt) :]
     if images:
         example["images"] = images
+
+
+def _cells(row: Row) -> list[Any]:
+    """The row's cells of images. Raises: RowError where two columns hold some, and no one can say which are meant."""
+    cells = [row[name] for name in COLUMNS if name in row]
+    if len(cells) > 1 and "image" in row and "images" in row and as_list(row["image"]) and as_list(row["images"]):
+        raise RowError("two_image_columns", "leave one of the two out")
+    if "images" in row:
+        _checked_cell(row["images"])
+    return cells
+
+
+def _checked_cell(cell: Any) -> Any:
+    if isinstance(cell, str) and cell.strip():
+        raise RowError("image_not_list", f"{shorten(cell)}: write a list of it, or call the column 'image'")
+    return cell
+
+
+def _refuse_in_pair(example: Example) -> None:
+    """Models answer in text: an image in an answer would stand in one side of a pair only."""
+    for side in ("chosen", "rejected"):
+        if count_image_parts(example.get(side, [])):  # type: ignore[arg-type]
+            raise RowError("image_count", f"{side!r} has images; only the prompt of a pair may have some")
 
 
 def as_list(value: Any) -> list[Any]:

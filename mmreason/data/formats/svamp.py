@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmreason.data.formats.common import Format, Row, RowError, number_text, shorten, text_cell, user_message
+from mmreason.data.formats.common import (
+    Format,
+    Row,
+    RowError,
+    number_text,
+    shorten,
+    text_cell,
+    user_message,
+    worked_completion,
+)
 from mmreason.types import Example
 
 _QUESTION_WORDS = ("How ", "What ", "Which ", "Who ", "By ", "In ", "After ")
@@ -17,7 +26,8 @@ def detect(columns: frozenset[str], rows: Sequence[Row]) -> bool:
 def parse(row: Row, index: int) -> Example:
     """Prompt: body and question, a full stop between them where the body has none (358 of the 1,000 bodies).
 
-    A body that runs into its question is a clause ("If there is a discount"); a comma keeps it one sentence.
+    A body that runs into its question is a clause ("If there is a discount"); a comma keeps it one sentence. The
+    equation is the completion's reasoning.
     """
     body = text_cell(row, "Body", "missing_prompt")
     question = text_cell(row, "Question", "missing_prompt")
@@ -29,8 +39,10 @@ def parse(row: Row, index: int) -> Example:
     joint = " " if body[-1] in ".!?," else ". "
     if joint == ". " and _is_clause(body):
         joint, question = ", ", question[0].lower() + question[1:] if question.startswith(_QUESTION_WORDS) else question
+    equation = row.get("Equation")
     example: Example = {
         "prompt": user_message(body + joint + question),
+        "completion": worked_completion(equation if isinstance(equation, str) else None, gold),
         "answer": gold,
         "meta": {"kind": "number", "choices": None}
         | {key.lower(): row[key] for key in ("Type", "Equation") if row.get(key) is not None},
