@@ -249,6 +249,14 @@ def doctor_options(arguments: list[str]) -> dict[str, Any]:
     return asdict(config)
 
 
+def adapters_options() -> set[str]:
+    """The names of the options of all actions of `mmreason adapters`."""
+    from mmreason.cli.adapters import make_parser
+
+    (actions,) = [dict(action.choices) for action in make_parser()._actions if isinstance(action.choices, dict)]
+    return {action.dest for each in actions.values() for action in each._actions if action.option_strings}
+
+
 def _export(words: list[str]) -> None:
     """`export NAME=VALUE` of a variable that the code reads."""
     (name,) = (word.partition("=")[0] for word in words)

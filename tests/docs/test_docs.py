@@ -22,6 +22,7 @@ from tests.commands import (
     Block,
     Command,
     UnknownCommandError,
+    adapters_options,
     all_commands,
     ask_options,
     blocks,
@@ -191,6 +192,8 @@ def test_going_on_finds_the_run_finished(
 
 
 def recipe_of(page: Path) -> str:
+    if page.stem == "pretrain":
+        return "recipes/pretrain.py"
     return "recipes/sft.py" if page.stem in ("sft", "mixtures", "masks") else "recipes/grpo_math.py"
 
 
@@ -265,7 +268,7 @@ def test_flags_exist() -> None:
         ask_options(["prompts.jsonl", "--out", "replies.jsonl", "--base_url", "http://localhost:1", "--model", "m"])
     )
     known |= set(canary_options(["--model", "m", "--dataset", "d"])) | set(doctor_options(["d"]))
-    known |= set(show_options(["d", "--model", "m"]))
+    known |= set(show_options(["d", "--model", "m"])) | adapters_options()
     known |= {option.lstrip("-") for action in launch_command_parser()._actions for option in action.option_strings}
     served = find_spec("vllm") is not None
     if served:
@@ -293,7 +296,7 @@ def test_settings_in_the_text_are_read(tmp_path: Path) -> None:
         match = re.fullmatch(r"([a-z_0-9]+): (.+)", span)
         if match is None:
             continue
-        recipe = next((r for r in ("grpo_math.py", "sft.py") if match[1] in options[r]), None)
+        recipe = next((r for r in ("grpo_math.py", "sft.py", "pretrain.py") if match[1] in options[r]), None)
         assert recipe is not None, f"{page}: `{span}` is an option of no recipe"
         (tmp_path / "span.yaml").write_text(span, encoding="utf-8")
         recipe_options(f"recipes/{recipe}", ["--config", str(tmp_path / "span.yaml")])
@@ -303,6 +306,7 @@ def test_settings_in_the_text_are_read(tmp_path: Path) -> None:
 
 # Names in code font that look like options and are none.
 OTHER_NAMES = """
+    get_peft_model get_training_chat_template
     reasoning_content held_out warm_start word_problems unseen_templates bare_share no_repeat_ngram_size
     solution_type frac_reward_zero_std code_failure to_json from_pretrained boxed_is_right bad_gold mean_token_accuracy
 """
@@ -311,8 +315,8 @@ OTHER_NAMES = """
 def names_in_code() -> set[str]:
     """What the packages define that the pages about them speak of: functions, parameters, fields, literal words."""
     package, found = ROOT / "mmreason", set()
-    for folder in ("tools", "clients", "prompting", "data", "models"):
-        for path in (package / folder).rglob("*.py"):
+    for folder in ("tools", "clients", "prompting", "data", "models", "_adapters.py"):
+        for path in [package / folder] if folder.endswith(".py") else (package / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                     found.add(node.name)
