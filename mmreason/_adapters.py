@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmreason._files import nearest_path
 from mmreason._functions import did_you_mean
 from mmreason.types import ConfigError
 
@@ -317,6 +318,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        where = f"it holds no {file.name}" if file.parent.is_dir() else f"no such folder{nearest_path(file.parent)}"
+        raise ConfigError(f"{folder} is no adapter: {where}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is no adapter: {file.name} can't be read ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):

@@ -1,8 +1,9 @@
-"""Files that are written whole: a reader sees the old file or all of the new one, also after a kill or a full disk."""
+"""Files written whole: a reader sees the old one or all of the new one, also after a kill. And paths that were meant."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,20 @@ def write_whole(path: Path, data: bytes | bytearray | memoryview | str) -> None:
     """Write a file, see `whole_file`; text as UTF-8."""
     with whole_file(path) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def nearest_path(path: Path) -> str:
+    """' Did you mean ...?' with the existing entry that looks most like the first missing part of `path`."""
+    parent = path
+    while not parent.exists() and parent != parent.parent:
+        missing, parent = parent.name, parent.parent
+    if not parent.is_dir():
+        return ""
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except OSError:  # a folder that may not be listed can't help; the missing path is still named
+        return ""
+    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.5)
+    if close:
+        return f". Did you mean {parent / close[0]}?"
+    return f". {parent} exists, and holds: {', '.join(sorted(names)[:8]) or 'nothing'}"

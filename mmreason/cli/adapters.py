@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmreason._adapters import KINDS, kind_of, read_config
+from mmreason._files import nearest_path
 from mmreason._functions import did_you_mean
+from mmreason.cli._parser import CommandParser
 from mmreason.types import ConfigError
 
 if TYPE_CHECKING:
@@ -44,39 +46,45 @@ def run_adapters(arguments: Sequence[str]) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's own parser."""
-    parser = argparse.ArgumentParser(prog="mmreason adapters", description="Saved adapters: see docs/adapters.md.")
+    parser = CommandParser(prog="mmreason adapters", description="Saved adapters: see docs/adapters.md.")
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     listed = commands.add_parser("list", help="the adapters in folders and below: kind, rank, targets, base, size")
-    listed.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    listed.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="an adapter's, or a folder above it")
     listed.set_defaults(run=_list)
 
     combined = commands.add_parser("combine", help="a new LoRA adapter out of several")
     combined.add_argument("adapters", nargs="+", metavar="FOLDER[=WEIGHT]", help="weight 1 where none is given")
-    combined.add_argument("--method", choices=METHODS, default="linear")
-    combined.add_argument("--rank", type=int, help="of the new one, but for linear (default: the sum of the ranks)")
+    combined.add_argument("--method", choices=METHODS, default="linear", help="see docs/adapters.md (default linear)")
+    combined.add_argument(
+        "--rank", type=int, help="rank of the new one, but for linear (default: the sum of the ranks)"
+    )
     combined.add_argument("--density", type=float, default=0.5, help="share that ties and dare keep (default 0.5)")
-    combined.add_argument("--seed", type=int, default=0, help="of dare's dropping")
+    combined.add_argument("--seed", type=int, default=0, help="of what dare drops by chance (default 0)")
     _add_base(combined)
     combined.set_defaults(run=_combine)
 
     merged = commands.add_parser("merge", help="a whole model with an adapter in its weights")
-    merged.add_argument("adapter", metavar="FOLDER")
+    merged.add_argument("adapter", metavar="FOLDER", help="a saved adapter")
     _add_base(merged)
     merged.set_defaults(run=_merge)
 
     extracted = commands.add_parser("extract", help="a LoRA adapter out of a model and its fine-tuned form")
-    extracted.add_argument("base", metavar="BASE")
-    extracted.add_argument("tuned", metavar="TUNED")
-    extracted.add_argument("--rank", type=int, default=16)
-    extracted.add_argument("--target_modules", nargs="+", default=["all-linear"])
-    extracted.add_argument("--out", type=Path, required=True)
+    extracted.add_argument("base", metavar="BASE", help="the model before: folder or hub id")
+    extracted.add_argument("tuned", metavar="TUNED", help="the same model, trained: folder or hub id")
+    extracted.add_argument("--rank", type=int, default=16, help="of the adapter (default 16)")
+    extracted.add_argument(
+        "--target_modules", nargs="+", default=["all-linear"], metavar="NAME", help="layers (default: all-linear)"
+    )
+    extracted.add_argument("--out", type=Path, required=True, help="a new folder")
     extracted.set_defaults(run=_extract)
 
     switched = commands.add_parser("switch", help="answer prompts, each under the adapter that it names")
     switched.add_argument("prompts", nargs="+", metavar="NAME:PROMPT", help="`base:` for none")
-    switched.add_argument("--adapter", action="append", required=True, metavar="NAME=FOLDER")
-    switched.add_argument("--max_tokens", type=int, default=64)
+    switched.add_argument(
+        "--adapter", action="append", required=True, metavar="NAME=FOLDER", help="may be given several times"
+    )
+    switched.add_argument("--max_tokens", type=int, default=64, help="of an answer, at most (default 64)")
     _add_base(switched, out=False)
     switched.set_defaults(run=_switch)
     return parser
@@ -86,7 +94,7 @@ def _add_base(parser: argparse.ArgumentParser, out: bool = True) -> None:
     parser.add_argument("--base", help="the model, where it is no longer where the adapter was trained")
     parser.add_argument("--any_base", action="store_true", help="take a base of the same class and shapes for the same")
     if out:
-        parser.add_argument("--out", type=Path, required=True)
+        parser.add_argument("--out", type=Path, required=True, help="a new folder")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -95,6 +103,9 @@ def _add_base(parser: argparse.ArgumentParser, out: bool = True) -> None:
 
 def find_adapters(folder: Path) -> list[Found]:
     """Saved adapters in a folder and below. Raises ConfigError where there is none."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else f"no such folder{nearest_path(folder)}"
+        raise ConfigError(f"{folder}: {what}")
     found = sorted(file.parent for file in folder.rglob("adapter_config.json"))
     if not found:
         raise ConfigError(f"{folder}: no adapter (adapter_config.json) in it or below")
@@ -170,8 +181,13 @@ def _processor(name: str) -> Any:
 
 
 def _combine(args: argparse.Namespace) -> int:
-    from mmreason.models.adapter_ops import check_addable, combine
+    from mmreason.models.adapter_ops import check_addable, check_new, combine
 
+    check_new(args.out)
+    if not 0 < args.density <= 1:
+        raise ConfigError(f"--density {args.density:g} must be above 0 and at most 1")
+    if args.rank is not None and args.rank < 1:
+        raise ConfigError(f"--rank {args.rank} must be at least 1")
     adapters = [_weighted(text) for text in args.adapters]
     for folder, _ in adapters:
         check_addable(folder)
@@ -193,17 +209,21 @@ def _combine(args: argparse.Namespace) -> int:
 
 def _weighted(text: str) -> tuple[str, float]:
     folder, sign, weight = text.rpartition("=")
-    if not sign:
+    if not sign or Path(text).is_dir():  # such as runs/lr=0.1
         return text, 1.0
     try:
-        return folder, float(weight)
-    except ValueError as error:
-        raise ConfigError(f"{text}: {weight!r} is no weight; write FOLDER=0.5") from error
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{text}: {weight!r} is no weight; write FOLDER=0.5")
+    return folder, number
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from mmreason.models.adapter_ops import check_mergeable, merge
+    from mmreason.models.adapter_ops import check_mergeable, check_new, merge
 
+    check_new(args.out)
     check_mergeable(args.adapter)
     model, name = _load(args.base, args.adapter)
     gap = merge(model, args.adapter, _processor(name), args.out, any_base=args.any_base)
@@ -212,10 +232,11 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from mmreason.models.adapter_ops import extract
+    from mmreason.models.adapter_ops import check_new, extract
 
     if args.rank < 1:
         raise ConfigError(f"--rank {args.rank} must be at least 1")
+    check_new(args.out)
     base, _ = _load(args.base, args.base)
     tuned, _ = _load(args.tuned, args.tuned)
     done = extract(base, tuned, args.out, rank=args.rank, target_modules=args.target_modules)
@@ -228,10 +249,15 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _switch(args: argparse.Namespace) -> int:
+    if args.max_tokens < 1:
+        raise ConfigError(f"--max_tokens {args.max_tokens} must be at least 1")
     pairs = [text.partition("=") for text in args.adapter]
     for (name, sign, folder), text in zip(pairs, args.adapter, strict=True):
         if not (name and sign and folder):
             raise ConfigError(f"--adapter {text}: write NAME=FOLDER")
+        if name == "base" or [other for other, _, _ in pairs].count(name) > 1:
+            why = "means the model without an adapter" if name == "base" else "is given twice"
+            raise ConfigError(f"--adapter {text}: the name {name!r} {why}; take another one")
     requests = [text.partition(":") for text in args.prompts]
     if odd := [text for text, (_, sign, _) in zip(args.prompts, requests, strict=True) if not sign]:
         raise ConfigError(f"{odd[0]!r}: write NAME:PROMPT, or base:PROMPT for the model without an adapter")

@@ -95,6 +95,8 @@ class DoctorConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.show < 0:
             raise ConfigError(f"show={self.show} must be at least 0")
+        if not 0 <= self.zero_stage <= 3:
+            raise ConfigError(f"zero_stage={self.zero_stage} must be from 0 to 3")
 
 
 def parse_arguments(arguments: Sequence[str]) -> DoctorConfig:
@@ -173,11 +175,31 @@ def read_recipe(path: Path) -> Recipe:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"--recipe_config {path} can't be read: {error}") from error
-    rl = path.resolve().parent.name.startswith("grpo") or any(f.name in (given or {}) for f in fields(RewardArguments))
+    folder, keys = path.resolve().parent.name, given if isinstance(given, dict) else {}
+    if folder == "pretrain" or "objective" in keys:
+        return _read_pretraining(path)
+    rl = folder.startswith("grpo") or any(f.name in keys for f in fields(RewardArguments))
     own = (RewardArguments, PolicyConfig) if rl else (SFTOptions,)
     model, *rest = parse_config((ModelArguments, DataArguments, *own), ["--config", str(path)], "--recipe_config")
     options = {name: value for part in (model, *rest) for name, value in vars(part).items()}
     return Recipe(options | {"stage": "rl" if rl else "sft"}, model)
+
+
+def _read_pretraining(path: Path) -> Recipe:
+    from mmreason.trainers.arguments import ModelArguments
+    from mmreason.trainers.pretrain_arguments import ON_TEXT, CorpusArguments, FreshModelArguments, PretrainOptions
+
+    parts = (ModelArguments, FreshModelArguments, CorpusArguments, PretrainOptions)
+    model, *rest = parse_config(parts, ["--config", str(path)], "--recipe_config")
+    options = {name: value for part in (model, *rest) for name, value in vars(part).items()}
+    if options["objective"] not in ON_TEXT:
+        raise ConfigError(
+            f"--recipe_config {path}: objective {options['objective']} learns from captions, which the doctor doesn't "
+            "know; leave --recipe_config out to look at texts and images alone"
+        )
+    # A longer document is cut into several rows, so its length is no fault.
+    options |= {"stage": "pretrain", "truncation": "cut_oldest_turns", "dataset_format": "text"}
+    return Recipe(options | {"column_map": {"text": options["text_column"]}}, model)
 
 
 def doctor_options(config: DoctorConfig, read: Recipe | None) -> DoctorOptions:
@@ -315,6 +337,7 @@ def write_out(config: DoctorConfig, found: Diagnosis) -> None:
 def summary(found: Diagnosis, show: int) -> str:
     """What was found, for the terminal. Args: show: rows of each kind of fault; 0: all."""
     from mmreason.report.doctor import sections
+    from mmreason.report.tokens import printable
 
     facts = found.to_json()
     lines = [
@@ -324,7 +347,7 @@ def summary(found: Diagnosis, show: int) -> str:
     for kind in facts["faults"]:
         lines.append(f"\n{kind['severity']}: {kind['code']}: {len(kind['rows']):,} rows: {kind['meaning']}")
         shown = kind["rows"] if show == 0 else kind["rows"][:show]
-        lines += [f"  {row['row']} ({row['where']}): {row['detail']}" for row in shown]
+        lines += [f"  {row['row']} ({row['where']}): {row['detail']}".replace("\n", "\\n") for row in shown]
         if len(shown) < len(kind["rows"]):
             lines.append(f"  … and {len(kind['rows']) - len(shown):,} more (--show 0, --json or --out for all)")
     titles = {
@@ -337,7 +360,7 @@ def summary(found: Diagnosis, show: int) -> str:
             width = max(map(len, values[name]))
             lines.append(f"\n{title}")
             lines += [f"  {key:<{width}}  {value}" for key, value in values[name].items()]
-    return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+    return printable("\n".join(lines))
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mmreason import __version__
+from mmreason.cli._parser import CommandParser
 from mmreason.cli.report import add_arguments
 from mmreason.types import MMReasonError
 
@@ -17,7 +18,7 @@ Training starts from the recipes, which are scripts:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="mmreason",
         description="Training multimodal reasoning models on the Hugging Face stack.",
         epilog=EPILOG,
@@ -123,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             parser.print_help()
     except MMReasonError as error:
-        print(f"mmreason: error: {error}", file=sys.stderr)
+        from mmreason.report.tokens import printable
+
+        print(f"mmreason: error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -24,6 +24,11 @@ Shows a row of a dataset as the model sees it: the tokens by role, images folded
 terminal in colours; elsewhere what carries loss stands in ⟦…⟧; with --html as a page."""
 
 
+COLUMNS = (
+    "prompt", "completion", "chosen", "rejected", "text", "images", "tools", "answer", "id", "source", "meta",
+)  # fmt: skip
+
+
 def _help(text: str, group: str = "What is shown") -> dict[str, str]:
     return {"help": text, "group": group}
 
@@ -75,6 +80,8 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if self.row < 0:
             raise ConfigError(f"row={self.row} must be at least 0")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max_length={self.max_length} must be at least 1")
 
     def model_arguments(self) -> ModelArguments:
         from mmreason.trainers.arguments import ModelArguments
@@ -128,7 +135,13 @@ def find_example(config: ShowConfig) -> Mapping[str, Any]:
 
     split = parse_split(config.split)
     if config.id is None and split.start is None and split.stop is None:
-        return _load(config, f"{split.name}[{config.row}:{config.row + 1}]", "error")[0]
+        try:
+            return dict(_load(config, f"{split.name}[{config.row}:{config.row + 1}]", "error")[0])
+        except DataError as error:
+            if error.reason != "empty" or not config.row:
+                raise
+            said = f"--row {config.row}: {config.dataset} [{split.name}] has fewer rows (they are counted from 0)"
+            raise DataError(said, path=config.dataset) from None
     dataset = _load(config, config.split, "drop" if config.id is not None else "error")
     if config.id is None:
         if config.row >= len(dataset):
@@ -158,7 +171,7 @@ def _load(config: ShowConfig, split: str, on_bad_row: Literal["error", "drop"]) 
         completion_template=config.completion_template,
         chat=config.chat,
         on_bad_row=on_bad_row,
-        columns=("prompt", "completion", "images", "tools", "answer", "id", "source", "meta"),
+        columns=COLUMNS,
         require_answer=False,
         image_root=config.image_root,
         image_urls=config.image_urls,
@@ -166,11 +179,38 @@ def _load(config: ShowConfig, split: str, on_bad_row: Literal["error", "drop"]) 
 
 
 def shown_rows(example: Mapping[str, Any], processor: Any, config: ShowConfig, loss_on: Any) -> list[ShownRow]:
-    """The rows that an Example becomes; of one without a completion, its prompt. Raises: DataError."""
+    """The rows that an Example becomes: two of a pair; of one without an answer its prompt; a document as it is.
+
+    Raises: DataError.
+    """
+    if example.get("text"):
+        return [_document(example, processor)]
+    if example.get("chosen") and example.get("rejected"):
+        sides = [(side, {**example, "completion": example[side]}) for side in ("chosen", "rejected")]
+        return [
+            row for side, each in sides for row in _supervised(each, processor, config, loss_on, f"the {side} answer")
+        ]
+    if example.get("completion"):
+        return _supervised(example, processor, config, loss_on)
+    if not example.get("prompt"):
+        raise DataError(f"row {example['id']}: it has neither a prompt nor a text", row=str(example["id"]))
+    return [_shown(example, processor, *_prompt(example, processor, config), "there is no completion to learn")]
+
+
+def _document(example: Mapping[str, Any], processor: Any) -> ShownRow:
+    """A document's own tokens, without what an objective puts around them."""
+    ids = getattr(processor, "tokenizer", processor)(example["text"], verbose=False)["input_ids"]
+    if not ids:
+        raise DataError(f"row {example['id']}: the tokenizer makes no token of its text", row=str(example["id"]))
+    document = {**example, "prompt": example["text"]}
+    return _shown(document, processor, ids, [0.0] * len(ids), None, "a document, for pretraining")
+
+
+def _supervised(
+    example: Mapping[str, Any], processor: Any, config: ShowConfig, loss_on: Any, what: str = ""
+) -> list[ShownRow]:
     from mmreason.data.supervised import render_supervised
 
-    if not example.get("completion"):
-        return [_shown(example, processor, *_prompt(example, processor, config), "there is no completion to learn")]
     rendered = render_supervised(
         example,
         processor,
@@ -181,11 +221,11 @@ def shown_rows(example: Mapping[str, Any], processor: Any, config: ShowConfig, l
     )
     if not rendered:
         raise DataError(f"row {example['id']}: over max_length {config.max_length}, dropped", row=str(example["id"]))
-    notes = [""]
+    notes = [what]
     if len(rendered) > 1:
-        notes = [
-            f"{i} of {len(rendered)}: the chat template rewrites earlier turns" for i in range(1, len(rendered) + 1)
-        ]
+        count = len(rendered)
+        notes = [f"{i} of {count}: the chat template rewrites earlier turns" for i in range(1, count + 1)]
+        notes = [f"{what}, {note}" if what else note for note in notes]
     return [
         _shown(example, processor, row.ids, row.weights, row.visual, note)
         for row, note in zip(rendered, notes, strict=True)

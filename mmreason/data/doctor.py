@@ -75,6 +75,8 @@ class DoctorOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
+        if not 0 < self.min_share <= 1:
+            raise ConfigError(f"min_share={self.min_share:g} must be above 0 and at most 1")
 
 
 @dataclass(slots=True)
@@ -156,6 +158,7 @@ def examine(
         such rows at all.
     """
     options = options or DoctorOptions()
+    index = OverlapIndex.build(dict(options.eval_sets), split=options.eval_split) if options.eval_sets else None
     say("reading rows and opening images")
     read = read_everything(
         source,
@@ -179,9 +182,8 @@ def examine(
     judged = judge_answers(read.examples)
     found.faults += [*text_faults(read), *wrong_answers(read, judged), *label_faults(read)]
     found.faults += duplicate_faults(read, options.duplicates)
-    if options.eval_sets:
+    if index is not None:
         say("looking for test items")
-        index = OverlapIndex.build(dict(options.eval_sets), split=options.eval_split)
         found.faults += overlap_faults(read, index, options.min_share)
         found.facts["eval_sets"] = [one.name for one in index.sets]
     if options.quality:

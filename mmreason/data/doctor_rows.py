@@ -13,7 +13,14 @@ from mmreason.data.doctor_faults import Fault
 from mmreason.data.formats import Format, RowError
 from mmreason.data.formats.pictures import COLUMNS as IMAGE_COLUMNS
 from mmreason.data.images import ImageError, load_image
-from mmreason.data.loader import choose_format, completion_builder, open_rows, prompt_builder, questions_of
+from mmreason.data.loader import (
+    check_format,
+    choose_format,
+    completion_builder,
+    open_rows,
+    prompt_builder,
+    questions_of,
+)
 from mmreason.data.reader import Located
 from mmreason.data.sources import parse_split, resolve
 from mmreason.types import DataError, Example
@@ -78,6 +85,7 @@ def read_everything(
 
     Raises: DataError for what concerns the whole set (missing, empty, no known format); ConfigError.
     """
+    check_format(format, column_map)
     wanted = parse_split(split)
     origin = resolve(source, wanted)
     label = f"{source} [{wanted}]"

@@ -131,8 +131,7 @@ def load_examples(
         completion_template: a key of COMPLETION_TEMPLATES or a text with {reasoning} and {answer}. None: kept apart.
         chat: True gives messages; False the plain texts that the templates make (base models).
         on_bad_row: "error" names the first five bad rows and their number; "drop" counts them by reason.
-        max_rows: good rows that are kept: the first ones, or, with a seed, a random sample.
-        seed: of the shuffling of the rows; None leaves their order.
+        max_rows: good rows that are kept: the first ones, or, with a seed (of the rows' shuffling), a random sample.
         columns: columns of the dataset: fields of an Example. Without "images" a row with images is a bad row, without
             "tools" one with tools. No image is decoded here (see mmreason.data.images).
         require_answer: False lets rows without an answer pass (their answer is None), where "answer" is asked for.
@@ -144,14 +143,15 @@ def load_examples(
     Raises: DataError (missing, empty or unreadable data, bad rows, unknown split), ConfigError (wrong arguments).
     """
     build, answer = prompt_builder(system_prompt, prompt_template, chat), completion_builder(completion_template, chat)
-    _check_arguments(format, column_map, on_bad_row, max_rows, columns, require, chat)
+    check_format(format, column_map)
+    _check_arguments(on_bad_row, max_rows, columns, require, chat)
     wanted = parse_split(split)
     origin, label = resolve(source, wanted), f"{source} [{wanted}]"
     rows, first_rows = open_rows(origin, wanted, label)
     fmt = choose_format(format, column_map, first_rows, label)
-    images = _image_rules(columns, image_root, image_urls, origin, first_rows)
+    images, types = _image_rules(columns, image_root, image_urls, origin, first_rows), CellTypes(first_rows)
     required = _required(columns, require, require_answer)
-    reader = RowReader(origin, fmt, build, answer, columns, required, images, CellTypes(first_rows))
+    reader = RowReader(origin, fmt, build, answer, columns, required, images, types)
     examples, bad = _read_all(questions_of(rows, fmt), reader, max_rows if seed is None else None)
     _report(bad, len(examples), label, on_bad_row)
     if seed is not None:
@@ -204,21 +204,10 @@ def prompt_builder(system_prompt: str | None, prompt_template: str | None, chat:
     return build
 
 
-def _check_arguments(
-    format: str,
-    column_map: Mapping[str, str] | None,
-    on_bad_row: str,
-    max_rows: int | None,
-    columns: Sequence[str],
-    require: Sequence[str],
-    chat: bool,
-) -> None:
+def check_format(format: str, column_map: Mapping[str, str] | None) -> None:
+    """Raises: ConfigError: no such format, a field that it doesn't have, or a column map that it has no use for."""
     if format != "auto" and format not in FORMATS:
         _unknown("format", format, ["auto", *FORMATS])
-    if on_bad_row not in ("error", "drop"):
-        _unknown("on_bad_row", on_bad_row, ["error", "drop"])
-    if max_rows is not None and max_rows < 1:
-        raise ConfigError(f"max_rows must be at least 1, not {max_rows}")
     fmt = FORMATS.get(format)
     if column_map and fmt is not None and not fmt.mapped:
         takers = ", ".join(repr(each.name) for each in FORMATS.values() if each.mapped and each.name != "generic")
@@ -231,6 +220,15 @@ def _check_arguments(
     for name in column_map or {}:
         if name not in fields:
             _unknown("column_map field", name, fields)
+
+
+def _check_arguments(
+    on_bad_row: str, max_rows: int | None, columns: Sequence[str], require: Sequence[str], chat: bool
+) -> None:
+    if on_bad_row not in ("error", "drop"):
+        _unknown("on_bad_row", on_bad_row, ["error", "drop"])
+    if max_rows is not None and max_rows < 1:
+        raise ConfigError(f"max_rows must be at least 1, not {max_rows}")
     for name in require:
         if name not in MISSING:
             _unknown("required field", name, list(MISSING))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmreason._files import nearest_path
 from mmreason.data.reader import READERS, Located, read_rows, stem_of, suffix_of
 from mmreason.types import ConfigError, DataError
 
@@ -115,23 +116,6 @@ def resolve(source: str, split: Split) -> Source:
     if match is None or source[0] in ".~" or suffix_of(path) is not None or ("/" in source and path.parent.is_dir()):
         raise DataError(f"{source}: no such file or folder{nearest_path(path)}", path=source, reason="missing_path")
     return Source(match["path"], split.name, hub=(match["path"], match["config"]))
-
-
-def nearest_path(path: Path) -> str:
-    """' Did you mean ...?' with the existing entry that looks most like the first missing part of `path`."""
-    parent = path
-    while not parent.exists() and parent != parent.parent:
-        missing, parent = parent.name, parent.parent
-    if not parent.is_dir():
-        return ""
-    try:
-        names = [entry.name for entry in parent.iterdir()]
-    except OSError:  # a folder that may not be listed can't help; the missing path is still named
-        return ""
-    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.5)
-    if close:
-        return f". Did you mean {parent / close[0]}?"
-    return f". {parent} exists, and holds: {', '.join(sorted(names)[:8]) or 'nothing'}"
 
 
 def find_split(folder: Path, name: str) -> list[Path]:

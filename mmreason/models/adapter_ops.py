@@ -194,12 +194,17 @@ def extract(
     return Extracted(len(kept), captured, (worst, shares[worst]), tuple(others))
 
 
+def check_new(out: str | Path) -> None:
+    """Before anything is computed for it. Raises ConfigError where there is something of that name."""
+    if Path(out).exists():
+        raise ConfigError(f"out={out} is there already: name another folder")
+
+
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A folder that is there once it is complete. Raises ConfigError where there is one of that name."""
     final = Path(out)
-    if final.exists():
-        raise ConfigError(f"out={final} is there already: name another folder")
+    check_new(final)
     writing = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     writing.mkdir(parents=True)
     try:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmreason._files import nearest_path
 from mmreason.types import ConfigError
 
 
@@ -25,7 +26,7 @@ def load_tokenizer(args: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_name_or_path={source!r}: no tokenizer could be loaded ({_first_line(error)})"
+            f"model_name_or_path={source!r}: no tokenizer could be loaded ({_first_line(error)}){_meant(source)}"
         ) from error
     _set_padding(tokenizer, source)
     if args.chat_template_path is not None:
@@ -56,7 +57,7 @@ def load_processor(args: Any) -> Any:
         )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
-            f"model_name_or_path={source!r}: its processor can't be loaded ({_first_line(error)})"
+            f"model_name_or_path={source!r}: its processor can't be loaded ({_first_line(error)}){_meant(source)}"
         ) from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:  # an image processor alone, or a tokenizer
@@ -169,7 +170,7 @@ def load_checked(
             **(settings or {}),
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{option}={source!r} can't be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"{option}={source!r} can't be loaded: {_first_line(error)}{_meant(source)}") from error
     _check_weights(told, config, f"{option}={source!r}")
     return model
 
@@ -208,6 +209,13 @@ def _tensor_parallel_settings(accelerator: Any) -> dict[str, Any]:
 
     mesh = accelerator.torch_device_mesh["tp"]
     return {"distributed_config": DistributedConfig(tp_size=parallelism.tp_size), "device_mesh": mesh}
+
+
+def _meant(source: str) -> str:
+    """What to say, beside the hub's error, of a name that is no folder: which one was meant, if one looks like it."""
+    path = Path(source).expanduser()
+    hint = "" if path.exists() else nearest_path(path)
+    return hint if "Did you mean" in hint or source.startswith(("/", ".", "~")) else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -102,7 +102,7 @@ def terminal_text(row: ShownRow, *, colour: bool, table: bool = False) -> str:
         colour: with ANSI colours; else runs of tokens with loss stand in ⟦…⟧, led by their weight where that isn't 1.
         table: a line for each token besides, with number, id, role and weight.
     """
-    lines = [row.title, *(f"  {name}: {printable(value)}" for name, value in row.facts), ""]
+    lines = [printable(row.title), *(f"  {name}: {printable(value)}" for name, value in row.facts), ""]
     lines.append(_coloured(row.tokens) if colour else _bracketed(row.tokens))
     if table:
         lines += ["", f"{'token':>7} {'id':>8}  {'role':<10} {'weight':>6}  text", *map(_line, row.tokens)]

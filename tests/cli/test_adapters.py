@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmreason.cli.adapters import METHODS, find_adapters
+from mmreason.cli.adapters import METHODS, _weighted, find_adapters
 from mmreason.cli.main import main
 from mmreason.models import adapter_ops
 from mmreason.models.peft import add_adapter, load_adapter
@@ -38,6 +38,12 @@ def test_list(run: Path, tiny_checkpoint: str, capsys: pytest.CaptureFixture[str
     assert f"{run}/steps/checkpoint-3\n  prefix, rank 4" in told and "can be used: as it is" in told
     found = {each.folder.name: each for each in find_adapters(run)}
     assert found["two"].kind == "rslora" and found["two"].size > 4 * 1792
+
+
+def test_a_folder_with_a_number_in_its_name_has_no_weight(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.5"
+    folder.symlink_to(run / "one")
+    assert _weighted(str(folder)) == (str(folder), 1.0) and _weighted(f"{folder}=2") == (str(folder), 2.0)
 
 
 def test_combine_and_use(run: Path, tmp_path: Path, tiny_checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +87,19 @@ def test_switch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["list", "RUN/one/nothing"], "no adapter"),
+        (["list", "RUN/onee"], "no such folder. Did you mean RUN/one?"),
+        (["list", "RUN/one/README.md"], "is no folder"),
+        (["list", "OUT/.."], "no adapter"),
+        (["combine", "RUN/one=nan", "--out", "OUT"], "'nan' is no weight"),
+        (["combine", "RUN/one", "RUN/onee", "--out", "OUT"], "is no adapter: no such folder. Did you mean RUN/one?"),
+        (["combine", "RUN/one", "RUN/two", "--density", "5", "--out", "OUT"], "--density 5 must be"),
+        (["combine", "RUN/one", "RUN/two", "--rank", "0", "--out", "OUT"], "--rank 0 must be"),
+        (["combine", "RUN/one", "RUN/two", "--out", "RUN/one"], "RUN/one is there already"),
+        (["merge", "RUN/one", "--out", "RUN/two"], "RUN/two is there already"),
+        (["extract", "a", "b", "--out", "RUN/two"], "RUN/two is there already"),
+        (["switch", "a: hi", "--adapter", "a=RUN/one", "--max_tokens", "0"], "--max_tokens 0 must be at least 1"),
+        (["switch", "a: hi", "--adapter", "a=RUN/one", "--adapter", "a=RUN/two"], "'a' is given twice"),
+        (["switch", "base: hi", "--adapter", "base=RUN/one"], "means the model without an adapter"),
         (["combine", "RUN/one=x", "--out", "OUT"], "'x' is no weight; write FOLDER=0.5"),
         (["combine", "RUN/one", "RUN/steps/checkpoint-3", "--out", "OUT"], "is of kind prefix: only lora and rslora"),
         (["merge", "RUN/steps/checkpoint-3", "--out", "OUT"], "kind 'prefix' can't be merged"),
@@ -97,7 +115,7 @@ def test_what_is_refused(
 ) -> None:
     paths = {"RUN": str(run), "OUT": str(tmp_path / "out")}
     for short, path in paths.items():
-        words = [word.replace(short, path) for word in words]
+        words, said = [word.replace(short, path) for word in words], said.replace(short, path)
     assert main(["adapters", *words]) == 2
     told = capsys.readouterr().err
     assert said in told and told.startswith("mmreason: error: ") and not (tmp_path / "out").exists()

@@ -168,8 +168,43 @@ def test_the_commands_options_go_before_the_recipes(tmp_path: Path) -> None:
         (["d.jsonl", "--judge", "{model: m}"], "give base_url and model"),
         (["d.jsonl", "--recipe_config", "none.yaml"], "none.yaml"),
         (["d.jsonl", "--max_lenght", "7"], "max_lenght"),
+        (["d.jsonl", "--zero_stage", "7"], "zero_stage=7 must be from 0 to 3"),
+        (["d.jsonl", "--min_share", "5"], "min_share=5 must be"),
+        (["HEALTHY", "--dataset_format", "gsm8"], "unknown format 'gsm8'"),
+        (["HEALTHY", "--column_map", "{promt: instruction}"], "Did you mean 'prompt'"),
+        (["HEALTHY", "--recipe_config", "recipes/configs/pretrain/align-embedded.yaml"], "learns from captions"),
     ],
 )
-def test_what_is_wrong_is_said(words: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", *words]) == 2
+def test_what_is_wrong_is_said(
+    words: list[str], error: str, healthy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["doctor", *(healthy if word == "HEALTHY" else word for word in words)]) == 2
     assert error in capsys.readouterr().err
+
+
+def test_a_missing_test_set_is_said_before_rows_are_read(healthy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", healthy, "--eval_sets", "{a: none.jsonl}"]) == 2
+    told = capsys.readouterr().err
+    assert "none.jsonl: no such file" in told and "reading rows" not in told
+
+
+def test_an_id_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "d.jsonl", [{"id": "a\x1b[31m\nb", "prompt": "1?", "completion": ""}])
+    assert main(["doctor", path, "--stage", "sft"]) == 1
+    assert f"\n  a\\x1b[31m\\nb ({path}:1): " in capsys.readouterr().out
+    assert main(["doctor", str(tmp_path / "\x1b[31m")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_every_pretraining_on_texts_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "recipes" / "configs" / "pretrain"
+    for file in sorted(folder.glob("*.yaml")):
+        if not file.stem.startswith(("align", "contrastive")):
+            assert read_recipe(file).options["stage"] == "pretrain", file
+    path = write_rows(tmp_path / "d.jsonl", [{"body": "some words " * 300}, {"body": ""}])
+    recipe = tmp_path / "clm.yaml"
+    recipe.write_text("objective: clm\nmodel_name_or_path: recipes/warm_start\ntext_column: body\nmax_length: 64\n")
+    assert main(["doctor", path, "--recipe_config", str(recipe)]) == 1
+    told = capsys.readouterr().out
+    assert "2 rows, format text, stage pretrain: 1 errors, 0 warnings" in told and "missing_text" in told

@@ -95,3 +95,18 @@ def test_an_unknown_builder_gets_the_nearest_name() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("mmreason: error: no builder 'arithmetik' (did you mean arithmetic?)")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["docter", "d.jsonl"], "doctor"),
+        (["adapters", "lst", "x"], "list"),
+        (["adapters", "combine", "a", "--out", "b", "--method", "tise"], "ties"),
+        (["adapters", "combine", "a", "--out", "b", "--densty", "1"], "--density"),
+    ],
+)
+def test_what_was_meant_is_said(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err

@@ -110,10 +110,23 @@ def test_a_row_without_a_completion(model: str, tmp_path: Path, capsys: pytest.C
     assert "there is no completion to learn" in out and "<|user|>2+2?<|end|><|assistant|>" in out and "⟦" not in out
 
 
+def test_a_document_and_a_pair(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document, pair = tmp_path / "document.jsonl", tmp_path / "pair.jsonl"
+    document.write_text(json.dumps({"text": "Once upon a time."}) + "\n")
+    out = shown(capsys, str(document), "--model", model)
+    assert "a document, for pretraining" in out and out.rstrip().endswith("\n\nOnce upon a time.") and "⟦" not in out
+    pair.write_text(json.dumps({"prompt": "2+2?", "chosen": "four", "rejected": "five"}) + "\n")
+    chosen, rejected = shown(capsys, str(pair), "--model", model).split("pair/0\n")[1:]
+    assert "the chosen answer" in chosen and "⟦four<|end|>⟧" in chosen
+    assert "the rejected answer" in rejected and "<|user|>2+2?<|end|><|assistant|>⟦five<|end|>⟧" in rejected
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--row", "9"], "9"),
+        (["--row", "9"], "has fewer rows"),
+        (["--max_length", "0"], "max_length=0 must be at least 1"),
+        (["--model", "recipes/warm_strat"], "Did you mean recipes/warm_start"),
         (["--id", "talk-11"], "Did you mean 'talk-1'"),
         (["--row", "3"], "talk-3|row 4|:4"),
         (["--row", "-1"], "at least 0"),

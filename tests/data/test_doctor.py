@@ -426,6 +426,19 @@ def test_a_set_without_rows_or_wrong_options(tmp_path: Path) -> None:
         DoctorOptions(batch_rows=0)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("x = [1]\nx -= 1", "x = [1]\nx *= 1", False),
+        ("Write C++, please", "Write C#, please", False),
+        ("He has 344 books.\nHow many?", "he has 344 books . how many ?", True),
+    ],
+)
+def test_doubles_have_the_same_signs(one: str, other: str, same: bool, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Go on:", "completion": text} for text in (one, other)])
+    assert ("duplicate_row" in examine(str(path)).rows_by_code()) == same
+
+
 def test_histogram() -> None:
     found = histogram([1, 1, 2, 50, 1000])
     assert sum(found["counts"]) == found["n"] == 5 and found["median"] == 2 and found["max"] == 1000
