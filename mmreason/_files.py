@@ -1,4 +1,4 @@
-"""Files written whole: a reader sees the old one or all of the new one, also after a kill. And paths that were meant."""
+"""Files written whole: a reader sees the old one or all of the new one, also after a kill; and the paths meant."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from mmreason._functions import did_you_mean
 from mmreason.data.mixture import ShuffledOrder, mixed_seed
 from mmreason.types import ConfigError, DataError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Kind = Literal["linear", "root", "step"]
+PACINGS = get_args(Kind)
 LENGTH = "length"
 """Value of `by` that sorts rows by their tokens instead of by a column."""
 DRAWN_AT_ONCE = 64
@@ -49,8 +51,9 @@ class Pacing:
     steps: int = 4
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "root", "step"):
-            raise ConfigError(f"curriculum: pacing {self.kind!r} is none of linear, root, step")
+        if self.kind not in PACINGS:
+            hint = did_you_mean(str(self.kind), PACINGS)
+            raise ConfigError(f"curriculum: pacing {self.kind!r} is none of {', '.join(PACINGS)}.{hint}")
         if self.rows < 1:
             raise ConfigError(f"curriculum: rows={self.rows} must be at least 1")
         if not 0 < self.start <= 1:
@@ -161,8 +164,11 @@ def difficulties(dataset: Dataset, by: str, lengths: Sequence[int] | None = None
         return [float(length) for length in lengths]
     column, *keys = by.split(".")
     if column not in dataset.column_names:
-        known = ", ".join([LENGTH, *dataset.column_names])
-        raise DataError(f"curriculum: no column {column!r}; there are {known}, and keys as in meta.level")
+        known = [LENGTH, *dataset.column_names]
+        raise DataError(
+            f"curriculum: no column {column!r}; there are {', '.join(known)}, and keys as in meta.level."
+            + did_you_mean(column, known)
+        )
     names = list(dataset["id"]) if "id" in dataset.column_names else [str(i) for i in range(len(dataset))]
     return [_number(_reach(cell, keys), name, by) for name, cell in zip(names, dataset[column], strict=True)]
 

@@ -27,7 +27,7 @@ _MOJIBAKE = re.compile(f"[\u00c2\u00c3]{_CONTINUED}|\u00e2[\u0080\u20ac]{_CONTIN
 # C0 and C1 without tab, line feed and carriage return; what changes the direction of text that follows unseen.
 _CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
 _THOUGHT_MARK = re.compile(r"</?think(?:ing)?>")
-_PROSE_MARKS = re.compile(r"[\s.,;:!?'\"‘’“”…]+")
+_NO_OPERATOR = re.compile(r"[^-+*/%^=<>#&|~@]+")
 _BARE = 60  # characters of a completion that is but an answer
 _ANSWERS = ("completion", "chosen", "rejected")
 
@@ -135,7 +135,7 @@ def duplicate_faults(read: ReadRows, method: Method = "exact") -> Iterator[Fault
         seen: dict[tuple[str, ...], int] = {}
         for number in group:
             pictures = [encoded_digest(cell) for cell in read.examples[number].get("images") or ()]
-            first = seen.setdefault((_signs(texts[number]) if method == "exact" else "", *pictures), number)
+            first = seen.setdefault((_operators(texts[number]) if method == "exact" else "", *pictures), number)
             if first != number:
                 doubled.add(number)
                 said = "as" if method == "exact" else "nearly as"
@@ -152,9 +152,9 @@ def duplicate_faults(read: ReadRows, method: Method = "exact") -> Iterator[Fault
             yield _at(read, number, "conflicting_answers", detail)
 
 
-def _signs(text: str) -> str:
-    """A text without letters' case, white space and the marks of prose: C++ is not C#, nor `x -= 1` `x *= 1`."""
-    return _PROSE_MARKS.sub("", text.casefold())
+def _operators(text: str) -> str:
+    """The operators of a text, which its words leave out in part: `C++` is not `C#`, nor `x -= 1` `x *= 1`."""
+    return _NO_OPERATOR.sub("", text)
 
 
 def _whole_text(example: Example) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmreason._functions import did_you_mean
 from mmreason.types import ConfigError, DataError
 
 Kind = Literal["reasoning", "answer", "json", "tool_call"]
@@ -57,7 +58,10 @@ class LossOn:
             return value or LossOn()
         if isinstance(value, str):
             if value not in TURNS:
-                raise ConfigError(f"loss_on {value!r}: neither last nor all, nor a mapping such as {{answer: 1.0}}")
+                raise ConfigError(
+                    f"loss_on {value!r}: neither last nor all, nor a mapping such as {{answer: 1.0}}."
+                    + did_you_mean(value, TURNS)
+                )
             return LossOn(turns=value)  # type: ignore[arg-type]
         return _from_mapping(value)
 

@@ -180,7 +180,7 @@ class ChatTexts:
             raise DataError("the chat template ends this turn otherwise than turns like it", reason="template")
         missing = _missing_context(text, way.messages[:-1])
         if missing is not None:
-            raise DataError(f"the chat template leaves out what {missing} says", reason="template")
+            raise DataError(f"the chat template leaves out {missing}", reason="template")
         places = _place(text, base, stop, pieces, skeleton.gaps)
         end = stop + skeleton.ending
         self._check_ending(skeleton, pieces)
@@ -375,7 +375,9 @@ def _missing_context(text: str, messages: Sequence[Message]) -> str | None:
     for number, message in enumerate(messages, 1):
         said: list[Any] = list(tool_leaves(message)) if message["role"] == "assistant" else text_parts(message)
         if not all(has_text(text, part) for part in said):
-            return f"message {number} (role {message['role']})"
+            if message["role"] != "assistant":
+                return f"what message {number} (role {message['role']}) says"
+            return f"the tool calls of message {number}: take a model whose template has tools, or chat_template_path"
     return None
 
 

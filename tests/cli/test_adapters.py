@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: str) -> Path:
                 if parameter.requires_grad:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator))
         model.save_pretrained(folder / name)
+    (folder / "empty").mkdir()
     return folder
 
 
@@ -89,7 +90,7 @@ def test_switch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["list", "RUN/onee"], "no such folder. Did you mean RUN/one?"),
         (["list", "RUN/one/README.md"], "is no folder"),
-        (["list", "OUT/.."], "no adapter"),
+        (["list", "RUN/empty"], "no adapter (adapter_config.json) in it or below"),
         (["combine", "RUN/one=nan", "--out", "OUT"], "'nan' is no weight"),
         (["combine", "RUN/one", "RUN/onee", "--out", "OUT"], "is no adapter: no such folder. Did you mean RUN/one?"),
         (["combine", "RUN/one", "RUN/two", "--density", "5", "--out", "OUT"], "--density 5 must be"),

@@ -434,7 +434,7 @@ def test_a_set_without_rows_or_wrong_options(tmp_path: Path) -> None:
         ("He has 344 books.\nHow many?", "he has 344 books . how many ?", True),
     ],
 )
-def test_doubles_have_the_same_signs(one: str, other: str, same: bool, tmp_path: Path) -> None:
+def test_doubles_have_the_same_operators(one: str, other: str, same: bool, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "Go on:", "completion": text} for text in (one, other)])
     assert ("duplicate_row" in examine(str(path)).rows_by_code()) == same
 

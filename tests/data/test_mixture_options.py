@@ -188,6 +188,7 @@ def test_a_replay_has_no_curriculum() -> None:
         ({"rows": 5, "epochs": 1}, "rows or epochs, not both"),
         ({"epochs": -1}, "epochs=-1 must be above 0"),
         ({"pacing": "cubic"}, "'cubic' is none of linear, root, step"),
+        ({"pacing": "rot"}, "Did you mean 'root'"),
         ({"hardest_first": 1}, "hardest_first=1 must be of the type bool"),
     ],
 )

@@ -126,7 +126,7 @@ def test_chosen_spans_with_weights() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("lst", "neither last nor all"),
+        ("lst", "neither last nor all.*Did you mean 'last'"),
         ({"reasonin": 1}, "Did you mean 'reasoning'"),
         ({"answer": -1}, "at least 0"),
         ({"answer": "1"}, "at least 0"),
