@@ -148,7 +148,7 @@ def read_chart(pixels: Pixels) -> Chart:
     size = len(pixels)
     ink = ink_of(pixels)
     base = int(np.argmax(ink.sum(axis=1) > size // 2))
-    axis = int(np.argmax(ink.sum(axis=0) > size // 2))
+    axis = int(np.argmax(ink[base - size // 2 : base].all(axis=0)))  # unbroken, as no column of labels is
     thick = max(1, size // 128)
     spread = pixels.max(axis=2).astype(int) - pixels.min(axis=2)
     ground = pixels[0, -1].astype(int)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example as also_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,7 @@ def pictures_of(example: Example) -> list[Pixels]:
 
 
 @settings(max_examples=25, deadline=None)
+@also_with(seed=4, level=3, split="train", size=74)  # nine labels, whose zeros stand in one column like an axis
 @given(
     seed=st.integers(0, 10**9),
     level=st.sampled_from([*LEVELS]),

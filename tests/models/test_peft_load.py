@@ -140,7 +140,7 @@ def lost_tensor(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (no_config, "is no adapter: adapter_config.json can't be read"),
+        (no_config, "is no adapter: it holds no adapter_config.json"),
         (broken_config, "is no adapter: adapter_config.json can't be read"),
         (no_type, "names no peft_type"),
         (no_weights, "has no adapter_model.safetensors$"),

@@ -162,7 +162,8 @@ def test_attack(name: str, database: Path) -> None:
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_queries_end(name: str, database: Path) -> None:
     result = run(SqlTool(database=database), ENDLESS[name], timeout_s=0.5)
-    assert result.error in ("timeout", "refused")  # refused: out of memory before it was out of time
+    # Out of memory before it is out of time: SQLite refuses, or its function gives NULL.
+    assert result.error in ("timeout", "refused") or result.content.endswith("\nNULL")
     assert result.seconds < 3
 
 
