@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Mapping
 
 from mmreason.types import ConfigError, ContentPart, Message
 
@@ -43,16 +45,7 @@ COMPLETION_TEMPLATES: dict[str, str] = {
 
 def resolve_completion_template(template: str) -> str:
     """A registry name or a text of one's own with {answer} -> the text. Raises ConfigError."""
-    if template in COMPLETION_TEMPLATES:
-        return COMPLETION_TEMPLATES[template]
-    if ANSWER in template:
-        return template
-    close = difflib.get_close_matches(template, COMPLETION_TEMPLATES, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(
-        f"completion_template {template!r} is neither one of {', '.join(COMPLETION_TEMPLATES)} "
-        f"nor a text with {ANSWER}.{hint}"
-    )
+    return _resolve("completion_template", template, COMPLETION_TEMPLATES, ANSWER)
 
 
 def written_down(messages: list[Message], template: str) -> list[Message]:
@@ -80,7 +73,10 @@ def _written(message: Message, template: str) -> Message:
         lines = template.split("\n")
         first = next(i for i, line in enumerate(lines) if ANSWER in line)
         template = "\n".join(line for line in lines[first:] if REASONING not in line)
-    kept: Message = {**message, "content": template.replace(REASONING, thoughts).replace(ANSWER, content).rstrip("\n")}
+    # In one pass: thoughts may themselves hold "{answer}".
+    places = {REASONING: thoughts, ANSWER: content}
+    text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], template)
+    kept: Message = {**message, "content": text if content else text.rstrip("\n")}  # a tool call often has no content
     kept.pop("reasoning_content", None)
     return kept
 
@@ -105,15 +101,18 @@ def build_completion(messages: list[Message], *, template: str | None, chat: boo
 
 def resolve_template(template: str) -> str:
     """A registry name or a text of one's own with {question} -> the text. Raises ConfigError."""
-    if template in PROMPT_TEMPLATES:
-        return PROMPT_TEMPLATES[template]
-    if PLACEHOLDER in template:
+    return _resolve("prompt_template", template, PROMPT_TEMPLATES, PLACEHOLDER)
+
+
+def _resolve(option: str, template: str, known: Mapping[str, str], placeholder: str) -> str:
+    if template in known:
+        return known[template]
+    if placeholder in template:
         return template
-    close = difflib.get_close_matches(template, PROMPT_TEMPLATES, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(template, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-        f"prompt_template {template!r} is neither one of {', '.join(PROMPT_TEMPLATES)} "
-        f"nor a text with {PLACEHOLDER}.{hint}"
+        f"{option} {template!r} is neither one of {', '.join(known)} nor a text with {placeholder}.{hint}"
     )
 
 

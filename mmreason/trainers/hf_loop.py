@@ -12,8 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from mmreason.trainers.arguments import TrainingOptions
 from mmreason.trainers.distributed import DataParallel
 from mmreason.trainers.records import RunRecords
-from mmreason.trainers.sft import whole_checkpoints
-from mmreason.trainers.state import CheckpointError, stop_on_signal
+from mmreason.trainers.sft import unwritten_checkpoint
+from mmreason.trainers.state import stop_on_signal
 
 _NOT_METRICS = ("epoch", "num_input_tokens_seen")  # counted anew after a resume
 
@@ -83,12 +83,7 @@ class HFLoop(Trainer):
                 self.before_checkpoint(folder)
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            mine = whole_checkpoints(self.args.output_dir)
-            raise CheckpointError(
-                f"{folder}: the checkpoint could not be written ({error}). "
-                + (f"The last whole one is {mine[-1]}. " if mine else "There is no earlier one. ")
-                + "Free some space or choose another --output_dir, then run the same command to continue."
-            ) from error
+            raise unwritten_checkpoint(str(self.args.output_dir), self.state.global_step, error) from error
 
 
 def _state_of(checkpoint: Path) -> TrainerState:

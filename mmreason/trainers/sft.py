@@ -80,6 +80,16 @@ def _steps_done(checkpoint: Path) -> int | None:
         return None
 
 
+def unwritten_checkpoint(output_dir: str | Path, step: int, error: Exception) -> CheckpointError:
+    """The error of a checkpoint that could not be written, and how to go on."""
+    mine = whole_checkpoints(output_dir)
+    return CheckpointError(
+        f"{output_dir}/checkpoint-{step}: the checkpoint could not be written ({error}). "
+        + (f"The last whole one is {mine[-1]}. " if mine else "There is no earlier one. ")
+        + "Free some space or choose another --output_dir, then run the same command to continue."
+    )
+
+
 def find_checkpoint(output_dir: str, resume: str) -> Path | None:
     """The checkpoint that `--resume` (auto, never or a path) means; None to begin at step 0.
 
@@ -272,13 +282,7 @@ class SFTTrainer(AdapterTraining, TRLSFTTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            mine = whole_checkpoints(self.options.output_dir)
-            raise CheckpointError(
-                f"{self.options.output_dir}/checkpoint-{self.state.global_step}: the checkpoint could not be written "
-                f"({error}). "
-                + (f"The last whole one is {mine[-1]}. " if mine else "There is no earlier one. ")
-                + "Free some space or choose another --output_dir, then run the same command to continue."
-            ) from error
+            raise unwritten_checkpoint(self.options.output_dir, self.state.global_step, error) from error
 
     # ---- measurements
 

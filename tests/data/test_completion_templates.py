@@ -43,6 +43,12 @@ def test_the_texts(name: str, reasoned: str, bare: str) -> None:
             assert verify(text, "42", kind="number").correct
 
 
+def test_texts_that_look_like_places_stay() -> None:
+    message: Message = {"role": "assistant", "content": "{reasoning}\n", "reasoning_content": "I fill in {answer}."}
+    (written,) = written_down([message], COMPLETION_TEMPLATES["gsm8k"])
+    assert written["content"] == "I fill in {answer}.\n#### {reasoning}\n"
+
+
 def test_only_the_last_answer_gets_the_template() -> None:
     call: Message = {
         "role": "assistant",

@@ -76,6 +76,5 @@ def test_two_processes_compose_one_model(tmp_path: Path, accelerate: str) -> Non
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
-    # The bound for engines against scoring: float32 sums in another order differ by 1.2e-5 on some processors, other
-    # weights or pictures by more than 0.1.
-    assert all(row["sampling/sampling_logp_difference/max"] <= 1e-4 for row in rows)
+    # float32 sums in another order differ by 1.2e-5 on some processors, other weights or pictures by more than 0.1.
+    assert all(row["sampling/sampling_logp_difference/max"] <= 3e-5 for row in rows)
