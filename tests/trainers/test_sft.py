@@ -232,3 +232,13 @@ def test_metrics_are_finite_and_without_the_summary(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert {"loss", "mean_token_accuracy", "learning_rate"} <= lines[0].keys()
+
+
+def test_an_unwritten_checkpoint_names_the_last_whole_one(tmp_path: Path) -> None:
+    error = OSError(28, "No space left on device")
+    told = str(unwritten_checkpoint(tmp_path, 4, error))
+    assert f"{tmp_path}/checkpoint-4: the checkpoint could not be written" in told and "No space left" in told
+    assert "There is no earlier one" in told
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"global_step": 2}', encoding="utf-8")
+    assert f"The last whole one is {tmp_path}/checkpoint-2" in str(unwritten_checkpoint(tmp_path, 4, error))
