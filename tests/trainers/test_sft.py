@@ -14,6 +14,7 @@ import torch
 from mmreason.data.mixture import ShuffledOrder
 from mmreason.data.order import StepOrder
 from mmreason.data.supervised import SupervisedRow
+from mmreason.trainers.sft import unwritten_checkpoint
 from mmreason.trainers.sft_arguments import OURS, SFTOptions
 from mmreason.types import ConfigError
 from tests.trainers.sft_rows import double_loop, options, random_rows, trained, untrained
