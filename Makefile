@@ -15,7 +15,7 @@ VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 # Files stay together, so that what a file's tests share (an engine, a server) is started once.
 SHARED_OUT = -n $(or $(WORKERS),$$([ "$$(cat .venv/profile)" = gpu ] && echo 0 || echo 2)) --dist loadfile
-EVIDENCE := answers engine_parity grpo_step warm_start demo_learning sandbox endpoint overlap feature_store sft_throughput pretrain_curve scaling_law
+EVIDENCE := answers engine_parity grpo_step warm_start demo_learning demo_vision sandbox endpoint overlap feature_store sft_throughput pretrain_curve scaling_law
 LAUNCH = config=cpu; [ "$$(cat .venv/profile)" = gpu ] && config=one_gpu; set -x; \
 	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml
 
@@ -24,7 +24,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup test test-quick check format soak evidence demo demo-scratch docs browser bubblewrap clean clean-cache
+.PHONY: help setup test test-quick check format soak evidence demo demo-scratch demo-vision docs browser bubblewrap clean clean-cache
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -62,6 +62,11 @@ demo-scratch: setup  ## the same, with the small model trained here first instea
 	@$(LAUNCH) recipes/sft.py
 	@$(LAUNCH) recipes/grpo_math.py --config recipes/configs/grpo_math/embedded.yaml \
 		--model_name_or_path outputs/warm_start/final --output_dir outputs/demo_scratch $(ARGS)
+
+demo-vision: setup  ## see a small model from scratch learn to see: captions, then answers, then GRPO; 20 minutes at most
+	@$(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/demo-vision.yaml
+	@$(LAUNCH) recipes/sft.py --config recipes/configs/sft/demo-vision.yaml
+	@$(LAUNCH) recipes/grpo_math.py --config recipes/configs/grpo_math/demo-vision.yaml $(ARGS)
 
 docs: setup  ## build the documentation into site/
 	$(VENV)/mkdocs build --strict

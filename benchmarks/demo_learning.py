@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows
+from benchmarks.runs import COLOURS, end_of, launch, read_evaluations, read_metrics, smooth
 from data_builders import word_problems
 from mmreason._files import write_whole
 
@@ -94,17 +94,16 @@ def ensure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         return record
     write_whole(path, json.dumps(record))  # now, so that a run that is killed can be continued
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu.yaml")]
-    started, steps = time.perf_counter(), options["max_steps"]
+    started, steps, log = time.perf_counter(), options["max_steps"], OUTPUTS / f"{run.name}.log"
     try:
-        status = launch([sys.executable, *launcher, str(RECIPE), *words], run, steps, arguments.threads)
+        command = [sys.executable, *launcher, str(RECIPE), *words]
+        status = launch(command, run.folder, steps, log=log, name=run.name, threads=arguments.threads)
     finally:
         record["seconds"] += time.perf_counter() - started
         record["finished"] = is_finished(run, steps)
         write_whole(path, json.dumps(record))
     if status != 0 or not record["finished"]:
-        log = OUTPUTS / f"{run.name}.log"
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise SystemExit(f"{run.name} ended with exit status {status} before it was done; the end of {log}:\n{tail}")
+        raise SystemExit(f"{run.name} ended with exit status {status} before it was done; {end_of(log)}")
     return record
 
 
@@ -114,35 +113,7 @@ def is_finished(run: Run, steps: int) -> bool:
     return path.is_file() and read_evaluations(run.folder).get("after", {}).get("step") == steps
 
 
-def launch(command: list[str], run: Run, steps: int, threads: int | None) -> int:
-    """Run a command to its end, its output in a log, with a bar of its optimizer steps; returns the exit status."""
-    metrics = run.folder / "metrics.jsonl"
-    with (OUTPUTS / f"{run.name}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=child_environment(threads), stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            with tqdm(total=steps, desc=run.name, unit="step") as bar:
-                while process.poll() is None:
-                    time.sleep(1)
-                    done = metrics.read_text(encoding="utf-8").count("\n") if metrics.is_file() else 0
-                    bar.update(done - bar.n)
-        finally:
-            process.wait()  # after Ctrl-C, which it has got too: it saves a checkpoint
-    return process.returncode
-
-
 # ---- what a run has shown
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """A run's lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """A run's evaluation.json."""
-    return dict(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
 
 
 def same_curve(left: Path, right: Path) -> bool:
@@ -217,8 +188,6 @@ def broken_claims(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 # ---- picture
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # told apart by colour-blind readers (Okabe, Ito)
-
 
 def plot(rows: Sequence[dict[str, str]], seeds: Sequence[int], path: Path) -> None:
     """Accuracy and length over the steps of each seed's run, from the rows of demo_learning_curves.csv."""
@@ -270,13 +239,6 @@ def plot(rows: Sequence[dict[str, str]], seeds: Sequence[int], path: Path) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
     plt.close(figure)
-
-
-def smooth(values: Sequence[float], width: int = 5) -> list[float]:
-    """The mean of each value and its neighbours: single rollouts are noisy."""
-    half = width // 2
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

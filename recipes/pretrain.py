@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     as_given = deepcopy(options)
     pictured = args.objective == "align" or corpus.interleaved
     if pictured:
-        check_parts(model)
+        check_parts(model, makes_decoder=args.objective == "align")
     config = trl_config(alignment_options(args)) if pictured else hf_config(args)
     is_main = config.process_index == 0
     say = print if is_main else lambda *_, **__: None
@@ -134,9 +134,9 @@ def on_pictures(options: Any, config: Any, checkpoint: Path | None, say: Any) ->
     sees already learns documents with pictures in them."""
     from mmreason.trainers.pretrain_captions import visual_run
 
-    model, _, corpus, args = options
+    model, fresh, corpus, args = options
     name_pictures(corpus, say)
-    return visual_run(model, corpus, args, config, checkpoint, say)
+    return visual_run(model, fresh, corpus, args, config, checkpoint, say)
 
 
 def on_pairs(options: Any, config: Any, checkpoint: Path | None, say: Any) -> tuple[Any, Any, Any]:

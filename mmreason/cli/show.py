@@ -236,11 +236,11 @@ def _prompt(example: Mapping[str, Any], processor: Any, config: ShowConfig) -> t
     from mmreason.data.render import render_prompt
     from mmreason.data.visual import has_images, render_visual_prompt
 
-    kwargs = config.chat_template_kwargs
+    kwargs, tools = config.chat_template_kwargs, example.get("tools")
     if has_images(example):
-        visual = render_visual_prompt(example["prompt"], example["images"], processor, kwargs)
+        visual = render_visual_prompt(example["prompt"], example["images"], processor, kwargs, tools=tools)
         return visual.ids, [0.0] * len(visual.ids), visual
-    ids = render_prompt(example["prompt"], processor, kwargs)
+    ids = render_prompt(example["prompt"], processor, kwargs, tools=tools)
     return ids, [0.0] * len(ids), None
 
 

@@ -86,6 +86,21 @@ def load_lists(path: str | Path | None = None) -> SafetyLists:
     return SafetyLists(hazards, tuple(_pattern(text, pieces, where) for text in value.get("refusals") or []))
 
 
+def word_list(path: str | Path) -> SafetyLists:
+    """One category, `words`, of a text file with a word or phrase on each line (# begins a comment line).
+
+    Raises: ConfigError: it can't be read, or has none.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no word list: {error}") from None
+    words = [line for line in lines if line.strip(" *") and not line.startswith("#")]
+    if not words:
+        raise ConfigError(f"{path}: the word list is empty; put a word or phrase on each line")
+    return SafetyLists({"words": Hazard("words", {}, _any_of(words))})
+
+
 def _hazard(name: Any, entry: Any, where: str) -> Hazard:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name):
         raise ConfigError(f"{where}: category {name!r}: a name is made of a-z, 0-9 and _")

@@ -28,7 +28,7 @@ def check_prompts(
     """Render every prompt, and open every image, once. Only token ids are kept, image placeholders expanded.
 
     Args:
-        dataset: rows with `id`, `prompt` and, where there are any, `images`.
+        dataset: rows with `id`, `prompt` and, where there are any, `images` and `tools`.
         tokenizer: a tokenizer, or a processor, which rows with images need.
         max_prompt_length: limit of a prompt's tokens, those of its images included.
 
@@ -56,7 +56,7 @@ def check_prompts(
 
 def _with_progress(dataset: Dataset) -> Iterator[Mapping[str, Any]]:
     """The rows' columns that are needed; with a progress bar where there are images to open."""
-    names = [name for name in ("id", "prompt", "images") if name in dataset.column_names]
+    names = [name for name in ("id", "prompt", "images", "tools") if name in dataset.column_names]
     rows = dataset.select_columns(names)
     if "images" not in names or os.environ.get("RANK", "0") != "0":
         yield from rows
@@ -71,12 +71,13 @@ def _render(
     row: Mapping[str, Any], tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None
 ) -> tuple[list[int], int]:
     """(ids, number of images). Raises RowError where the row's images can't be used, DataError for the rest."""
-    with_images = has_images(row)
+    with_images, tools = has_images(row), row.get("tools")
     try:
         if with_images:
-            visual = render_visual_prompt(row["prompt"], row.get("images"), tokenizer, chat_template_kwargs)
+            images = row.get("images")
+            visual = render_visual_prompt(row["prompt"], images, tokenizer, chat_template_kwargs, tools=tools)
             return visual.ids, len(visual.images)
-        return render_prompt(row["prompt"], tokenizer, chat_template_kwargs), 0
+        return render_prompt(row["prompt"], tokenizer, chat_template_kwargs, tools=tools), 0
     except DataError as error:
         if with_images and error.reason in REASONS:
             raise RowError(error.reason, getattr(error, "detail", str(error))) from error

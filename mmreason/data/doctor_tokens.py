@@ -109,10 +109,10 @@ class _Rows:
                     yield row.ids, sum(weight > 0 for weight in row.weights)
 
     def _prompt(self, example: Mapping[str, Any]) -> list[int]:
+        prompt, images, tools = (example.get(name) for name in ("prompt", "images", "tools"))
         if has_images(example):
-            images = example.get("images")
-            return render_visual_prompt(example["prompt"], images, self.processor, self.kwargs).ids
-        return render_prompt(example["prompt"], self.processor, self.kwargs)
+            return render_visual_prompt(prompt, images, self.processor, self.kwargs, tools=tools).ids  # type: ignore[arg-type]
+        return render_prompt(prompt, self.processor, self.kwargs, tools=tools)  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------------------------------------

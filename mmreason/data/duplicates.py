@@ -191,11 +191,20 @@ def _join_simhash(
     prints, first, same = np.unique(prints, return_index=True, return_inverse=True)
     for number, print_ in zip(numbers, same.tolist(), strict=True):
         groups.join(number, numbers[first[print_]])
+    for left, right in near_pairs(prints, distance):
+        for i, j in zip(first[left].tolist(), first[right].tolist(), strict=True):
+            groups.join(numbers[i], numbers[j])
+
+
+def near_pairs(prints: Hashes, distance: int) -> Iterator[tuple[Numbers, Numbers]]:
+    """The positions of all pairs of fingerprints that differ in at most `distance` bits, (pairs,) and (pairs,) at a
+    time; a pair may come more than once. Args: prints: (N,)."""
+    import numpy as np
+
     for mask in block_masks(distance, len(prints)):
         for left, right in _equal_pairs(prints & np.uint64(mask)):
             near = np.bitwise_count(prints[left] ^ prints[right]) <= distance
-            for i, j in zip(first[left[near]].tolist(), first[right[near]].tolist(), strict=True):
-                groups.join(numbers[i], numbers[j])
+            yield left[near], right[near]
 
 
 def simhash(tokens: Sequence[str], shingle: int) -> int:

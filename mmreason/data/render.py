@@ -9,7 +9,11 @@ from mmreason.types import ConfigError, DataError, Message
 
 
 def render_prompt(
-    prompt: Sequence[Message] | str, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+    prompt: Sequence[Message] | str,
+    tokenizer: Any,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """Token ids of a prompt, ready to be continued by the model.
 
@@ -18,6 +22,7 @@ def render_prompt(
             is left open, to be continued); or plain text, tokenized as it is with the tokenizer's own BOS.
         tokenizer: a tokenizer, or a processor whose `tokenizer` and chat template are used.
         chat_template_kwargs: further names for the template, e.g. {"enable_thinking": False}.
+        tools: JSON schemas of the tools that the template tells the model of.
 
     Special tokens are never doubled: a BOS that the template or the text itself brings is not added again, and an EOS
     that some tokenizers append is taken off.
@@ -28,7 +33,7 @@ def render_prompt(
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     refuse_media_tokens(prompt, tokenizer)
     if not isinstance(prompt, str):
-        text = render_text(prompt, tokenizer, chat_template_kwargs)
+        text = render_text(prompt, tokenizer, chat_template_kwargs, tools=tools)
         return _not_empty(list(inner(text, add_special_tokens=False)["input_ids"]))
     bare = list(inner(prompt, add_special_tokens=False)["input_ids"])
     return _not_empty(leading_tokens(prompt, bare, inner) + bare)

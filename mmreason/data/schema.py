@@ -3,9 +3,9 @@
 Messages, ``tools`` and ``meta`` are `datasets.Json` cells: they come back as plain Python objects, a message has
 exactly the keys it was given (no ``reasoning_content: None`` to confuse a chat template), contents may be strings in
 one set and lists of parts in the next, and ``meta`` takes new keys without a new schema. ``prompt`` is a string column
-instead where prompts are plain text. ``label`` and ``text`` are the cells of KTO rows and of documents. ``images`` are
-`datasets.Image` cells, ``{"bytes": ..., "path": ...}``: undecoded while a set is prepared, decoded in files from which
-plain TRL shall read pictures.
+instead where prompts are plain text. ``label`` and ``text`` are the cells of KTO rows and of documents, ``completions``
+and ``labels`` those of TRL's stepwise rows. ``images`` are `datasets.Image` cells, ``{"bytes": ..., "path": ...}``:
+undecoded while a set is prepared, decoded in files from which plain TRL shall read pictures.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def example_features(columns: Sequence[str], *, plain_prompt: bool = False, deco
         **dict.fromkeys(("completion", "chosen", "rejected"), text if plain_prompt else messages),
         "images": List(Image(decode=decode_images)),
         "label": Value("bool"),
+        "completions": List(text),
+        "labels": List(Value("bool")),
         "text": text,
         "answer": text,
         "tools": List(Json()),

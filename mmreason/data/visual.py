@@ -78,6 +78,8 @@ def render_visual_prompt(
     images: Sequence[Any] | None,
     processor: Any,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> VisualPrompt:
     """Render messages with images, ready to be continued by the model. Nothing is ever cut.
 
@@ -86,13 +88,14 @@ def render_visual_prompt(
         images: cells of a row's `images` (see mmreason.data.images), in the order of those parts.
         processor: any Hugging Face processor with an image processor, a tokenizer and a chat template.
         chat_template_kwargs: further names for the template.
+        tools: JSON schemas of the tools that the template tells the model of.
 
     Raises:
         ConfigError: the model takes no images, or its chat template can't place them.
         DataError: images, image parts and rendered placeholders differ in number; a text holds the placeholder itself;
             the processor refuses an image or makes no tokens of it. Besides what `render_text` and `load_image` raise.
     """
-    text, pictures = _place(prompt, images, processor, chat_template_kwargs)
+    text, pictures = _place(prompt, images, processor, chat_template_kwargs, tools)
     return process_text(text, pictures, processor)
 
 
@@ -101,9 +104,10 @@ def _place(
     images: Sequence[Any] | None,
     processor: Any,
     chat_template_kwargs: Mapping[str, Any] | None,
+    tools: Sequence[Mapping[str, Any]] | None,
 ) -> tuple[str, list[Image.Image]]:
     """The rendered text, with one placeholder per image, and the images."""
-    text = _render_placed(prompt, list(images or ()), processor, chat_template_kwargs)
+    text = _render_placed(prompt, list(images or ()), processor, chat_template_kwargs, tools)
     return text, [load_image(image, where=f"image {i}") for i, image in enumerate(images or (), start=1)]
 
 
@@ -203,6 +207,7 @@ def _render_placed(
     images: list[Any],
     processor: Any,
     chat_template_kwargs: Mapping[str, Any] | None,
+    tools: Sequence[Mapping[str, Any]] | None,
 ) -> str:
     """The rendered text, with exactly one placeholder per image."""
     count, parts = len(images), count_image_parts(prompt)
@@ -221,7 +226,7 @@ def _render_placed(
             reason="image_count",
         )
     refuse_media_tokens(prompt, processor)
-    text = render_text(prompt, processor, chat_template_kwargs)
+    text = render_text(prompt, processor, chat_template_kwargs, tools=tools)
     check_placed(text, count, processor)
     return text
 
@@ -392,7 +397,8 @@ class Visuals:
         if not has_images(example):
             return None
         try:
-            text, pictures = _place(example["prompt"], example.get("images"), self.processor, self.chat_template_kwargs)
+            prompt, images, tools = (example.get(name) for name in ("prompt", "images", "tools"))
+            text, pictures = _place(prompt, images, self.processor, self.chat_template_kwargs, tools)
             if self._features is None:
                 visual = process_text(text, pictures, self.processor)
             else:

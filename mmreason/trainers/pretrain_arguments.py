@@ -224,10 +224,10 @@ class PretrainOptions(TrainingOptions):
             raise ConfigError(f"interleaved belongs to objective clm, not to {self.objective}")
         if corpus.interleaved and corpus.dataset_name is None:
             raise ConfigError("interleaved needs dataset_name: documents with pictures in them")
-        sees = bool(model.model_name_or_path or model.decoder)
+        sees = bool(model.model_name_or_path or model.decoder or (self.objective == "align" and model.vision))
         if (self.objective == "align" or corpus.interleaved) and not sees:
             raise ConfigError(
-                "pictures need a model that sees: decoder and vision, put together here, or model_name_or_path"
+                "pictures need a model that sees: vision and decoder, put together here, or model_name_or_path"
             )
         texts_alone = self.objective in ON_TEXT and not corpus.interleaved
         if texts_alone and (model.decoder or model.vision or model.projector or corpus.shapes):

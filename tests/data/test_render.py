@@ -34,6 +34,25 @@ def test_template_kwargs_reach_the_template(make_tokenizer: MakeTokenizer) -> No
     assert tokens(tokenizer, render_prompt(USER, tokenizer, {"think": True}))[-1] == "<think>"
 
 
+def test_tools_reach_the_template_of_prompts_and_of_training_alike() -> None:
+    """The prompt of a row with tools is what comes before the completion in training: the schemas are part of both."""
+    from mmreason.data.supervised import render_supervised
+    from tests.data.mask_cases import tokenizer_for
+
+    tokenizer = tokenizer_for("qwen3")
+    schema = {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": schema}]
+    row: Any = {"prompt": USER, "completion": [{"role": "assistant", "content": "4"}], "tools": tools, "id": "a"}
+    trained = render_supervised(row, tokenizer)[0]
+    first = next(place for place, weight in enumerate(trained.weights) if weight)
+    dataset = to_dataset([row], ("prompt", "tools", "id"))
+    _, (ids,), _ = check_prompts(dataset, tokenizer, None)
+    assert ids == render_prompt(USER, tokenizer, tools=tools) == trained.ids[: len(ids)] and len(ids) <= first
+    assert len(ids) > len(render_prompt(USER, tokenizer))
+    own = tokenizer.apply_chat_template(USER, tools=tools, add_generation_prompt=True, return_dict=False)
+    assert ids == own
+
+
 def test_prefilled_answer_stays_open(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     ids = render_prompt([*USER, {"role": "assistant", "content": "It"}], tokenizer)

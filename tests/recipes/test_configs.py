@@ -39,7 +39,7 @@ def header(path: Path) -> tuple[list[str], int]:
 
 
 def test_the_set_of_configs() -> None:
-    names = ["cpu", "embedded", "qwen2.5-0.5b", "qwen2.5-1.5b-lora", "qwen2.5-7b-zero3-multinode"]
+    names = ["cpu", "demo-vision", "embedded", "qwen2.5-0.5b", "qwen2.5-1.5b-lora", "qwen2.5-7b-zero3-multinode"]
     assert [path.stem for path in CONFIGS] == [*names, "qwen2.5-vl-3b-geometry", "r1-zero-1.5b", "shapes"]
 
 
@@ -133,7 +133,7 @@ ON_CPU = [
     "--max_completion_length", "8", "--max_prompt_length", "1536", "--max_steps", "1", "--max_train_samples", "64",
     "--eval_samples", "4", "--hf_generation_batch_size", "64",
 ]  # fmt: skip
-GPU_CONFIGS = [path for path in CONFIGS if path.stem not in ("cpu", "embedded", "shapes")]
+GPU_CONFIGS = [path for path in CONFIGS if path.stem not in ("cpu", "demo-vision", "embedded", "shapes")]
 
 
 def stand_ins(path: Path, data: DataArguments, shared: Path, tiny: str, folder: Path) -> tuple[str, Path]:

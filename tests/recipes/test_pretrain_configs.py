@@ -19,7 +19,7 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 def test_the_set_of_configs() -> None:
-    names = ["align-embedded", "align-llava", "contrastive-embedded", "embedded", "long-context", "mlm"]
+    names = ["align-embedded", "align-llava", "contrastive-embedded", "demo-vision", "embedded", "long-context", "mlm"]
     assert [path.stem for path in CONFIGS] == [*names, "moe-code-fim", "text-small", "ul2"]
 
 

@@ -27,7 +27,7 @@ def read(name: str) -> Any:
 
 
 def test_the_set_of_configs() -> None:
-    names = ["code", "embedded", "gsm8k-cot", "llava-instruct", "qwen2.5-0.5b", "scienceqa-cot", "tools"]
+    names = ["code", "demo-vision", "embedded", "gsm8k-cot", "llava-instruct", "qwen2.5-0.5b", "scienceqa-cot", "tools"]
     assert [path.stem for path in CONFIGS] == names
 
 
