@@ -238,7 +238,21 @@ def _describe(draw: Draw) -> Question | None:
     scene = draw.objects(groups, [1] * len(groups))
     if scene is None:
         return None
+    return _caption(scene)
+
+
+def _caption(scene: Objects) -> Question:
     return Question("describe", "describe", {}, (scene,), (), tuple(thing.look for thing in scene.things))
+
+
+def captioned(question: Question) -> Question | None:
+    """The question what is in the same picture; None where there are several pictures, or something else than objects.
+
+    Pictures that a question was asked about are not as random as those of "describe": what they show is mostly alike,
+    which is easier to learn.
+    """
+    (first, *others) = question.scenes
+    return _caption(first) if isinstance(first, Objects) and not others else None
 
 
 def _compare(draw: Draw) -> Question | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_builders._cache import keep
-from data_builders._shape_questions import HELD_OUT, LEVELS, OBJECT_TASKS, TASKS, Draw
+from data_builders._shape_questions import HELD_OUT, LEVELS, OBJECT_TASKS, TASKS, Draw, captioned
 from data_builders._shape_scenes import Objects, Scene
 from data_builders._shape_words import LANGUAGES, Question
 from data_builders._word_templates import distinct
@@ -75,6 +75,7 @@ def generate(
     language: str = "en",
     style: str = "rationale",
     bare_share: float = 0.55,
+    caption_share: float = 0.0,
 ) -> list[Example]:
     """n questions with their pictures; the same arguments always give the same list, and a smaller n its beginning.
 
@@ -89,6 +90,8 @@ def generate(
         language: "en", "zh" or "both" (turn by turn).
         style: "rationale" (the steps as ``reasoning_content``, then the answer), "bare" (only the answer) or "mixed".
         bare_share: the share of bare completions in style "mixed".
+        caption_share: of the questions about the objects of one picture, the share in place of which a caption of it is
+            asked for.
 
     Returns: examples with a PNG of (image_size, image_size) RGB for each image part of the prompt. ``meta`` holds kind,
         choices, task, ask (what of the task), level, language, ``boxes`` (label, color, box [x0, y0, x1, y1] in pixels,
@@ -108,6 +111,7 @@ def generate(
         language=language,
         style=style,
         bare_share=bare_share,
+        caption_share=caption_share,
     )
     return _generate(chosen.checked(), n, split)
 
@@ -118,12 +122,15 @@ def _generate(chosen: SetOptions, n: int, split: str) -> list[Example]:
     languages = tuple(LANGUAGES) if chosen.language == "both" else (chosen.language,)
     name = f"{VERSION} {chosen.seed} {chosen.level} {split}"
     words_rng, style_rng = random.Random(f"shapes words {name}"), random.Random(f"shapes style {name}")
+    captions_rng = random.Random(f"shapes captions {name}")
     share = {"rationale": 0.0, "bare": 1.0, "mixed": chosen.bare_share}[chosen.style]
     questions = _questions(random.Random(f"shapes {name}"), chosen, split)
     examples: list[Example] = []
     for question in tqdm(questions, total=n, desc=f"shapes {split}", disable=None if n >= _LONG else True):
         told_in = languages[len(examples) % len(languages)]
         bare = style_rng.random() < share
+        if captions_rng.random() < chosen.caption_share:
+            question = captioned(question) or question
         row_id = f"shapes/{chosen.level}/{told_in}/{chosen.image_size}/{chosen.seed}/{split}/{len(examples)}"
         examples.append(_example(question, chosen.level, told_in, words_rng, row_id, bare=bare))
         if len(examples) == n:
@@ -236,6 +243,7 @@ class SetOptions:
     language: str = "en"
     style: str = "rationale"
     bare_share: float = 0.55
+    caption_share: float = 0.0
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SetOptions:
@@ -257,7 +265,7 @@ class SetOptions:
         low, high = IMAGE_SIZES
         if not low <= self.image_size <= high:
             raise ConfigError(f"shapes: image_size must be from {low} to {high} pixels, not {self.image_size}")
-        for name in ("two_images", "bare_share"):
+        for name in ("two_images", "bare_share", "caption_share"):
             value = getattr(self, name)
             if not isinstance(value, float | int) or not 0 <= value <= 1:
                 raise ConfigError(f"shapes: {name} must be a number from 0 to 1, not {value!r}")
@@ -298,7 +306,7 @@ class SetOptions:
 
     def as_json(self) -> dict[str, object]:
         """For the manifest and the cache: equal for equal sets."""
-        shares = {"two_images": float(self.two_images), "bare_share": float(self.bare_share)}
+        shares = {name: float(getattr(self, name)) for name in ("two_images", "bare_share", "caption_share")}
         return {**asdict(self), **shares, "tasks": list(self.task_names("train"))}
 
 
@@ -387,6 +395,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--style", default=default.style, help=", ".join(STYLES))
     parser.add_argument(
         "--bare_share", type=float, default=default.bare_share, help="share without steps in style mixed"
+    )
+    parser.add_argument(
+        "--caption_share", type=float, default=default.caption_share, help="share of captions in place of questions"
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="the same seed gives the same files")
     return parser

@@ -299,6 +299,25 @@ def golden_rows() -> list[Example]:
     ]
 
 
+def test_captions_in_place_of_questions() -> None:
+    """A share of the questions about objects asks what is in the same picture; the others are what they were."""
+    plain = generate(200, 3, level=1, tasks=["count", "bars"], image_size=32)
+    told = generate(200, 3, level=1, tasks=["count", "bars"], image_size=32, caption_share=0.7)
+    assert [row["images"] for row in plain] == [row["images"] for row in told]
+    asks = Counter(row["meta"]["ask"] for row in told)
+    assert asks["count"] + asks["describe"] == 100 and 50 <= asks["describe"] <= 88 and asks["bar_value"] > 0
+    for before, row in zip(plain, told, strict=True):
+        if row["meta"]["ask"] == "describe":
+            listed = ", ".join(f"{box['color']} {box['label']}" for box in row["meta"]["boxes"])
+            assert row["completion"] == [{"role": "assistant", "content": listed}] and row["answer"] == listed
+        else:
+            assert (row["answer"], row["meta"]) == (before["answer"], before["meta"])
+    every = generate(40, 3, level=1, tasks=["count"], image_size=32, caption_share=1.0)
+    assert {row["meta"]["task"] for row in every} == {"describe"}
+    two = generate(20, 3, level=2, tasks=["count"], two_images=1.0, caption_share=1.0)
+    assert {row["meta"]["task"] for row in two} == {"two_images"}
+
+
 def test_the_same_rows_as_ever() -> None:
     """Where this fails, rows or pictures changed: raise VERSION, then put the new hash here."""
     assert digest(golden_rows()) == "f3e6feaef557c731faf3a3558b022f18706d502217378167a43dd0fdf9a94f65"
@@ -451,6 +470,7 @@ def test_progress_is_shown_for_long_sets_only(capsys: pytest.CaptureFixture[str]
         ({"language": "en-US"}, "did you mean 'en'"),
         ({"style": "rational"}, "did you mean 'rationale'"),
         ({"bare_share": "half"}, "bare_share must be a number from 0 to 1, not 'half'"),
+        ({"caption_share": -0.1}, "caption_share must be a number from 0 to 1, not -0.1"),
         (
             {"split": "unseen_combinations", "tasks": ["bars"]},
             "the tasks bars have no combinations of color and shape to hold out: set n_unseen to 0, or add",

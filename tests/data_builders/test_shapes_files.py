@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_files_manifest_and_reload(tmp_path: Path) -> None:
-    chosen = {**OPTIONS, "language": "both", "style": "mixed", "bare_share": 0.4}
+    chosen = {**OPTIONS, "language": "both", "style": "mixed", "bare_share": 0.4, "caption_share": 0.3}
     manifest = build(tmp_path / "a", **SIZES, **chosen, seed=7, tasks=["bars", "count"])
     assert manifest == json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["builder"] == "data_builders.shapes" and manifest["builder_version"] == VERSION
