@@ -28,10 +28,11 @@ def main(argv: list[str] | None = None) -> None:
     args.check(model, fresh, corpus)
 
     # 1. Fail early: output folder and checkpoint are checked before data and model are loaded.
+    from mmreason.trainers.hf_loop import find_checkpoint
     from mmreason.trainers.model_parts import check_parts
     from mmreason.trainers.pretrain import hf_config
     from mmreason.trainers.pretrain_captions import alignment_options
-    from mmreason.trainers.sft import find_checkpoint, trl_config
+    from mmreason.trainers.sft import trl_config
     from mmreason.trainers.state import open_output_dir
 
     as_given = deepcopy(options)
@@ -162,12 +163,8 @@ def tell_results(trainer: Any, processor: Any, measure: Any, say: Any) -> None:
     from mmreason.trainers.reporting import write_run_report
 
     final = Path(trainer.options.output_dir) / "final"
-    if hasattr(trainer, "save_final"):
-        trainer.save_final(final, processor)
-    else:
-        trainer.save_model(str(final))
-        processor.save_pretrained(final) if trainer.accelerator.is_main_process else None
-    found = getattr(trainer, "latest", None) or measure()
+    trainer.save_final(final, processor)
+    found = trainer.latest or measure()
     say("Held out: " + (", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in found.items()) or "-"))
     say(f"Model: {final}   metrics: {trainer.options.output_dir}")
     write_run_report(trainer.options.output_dir, trainer.accelerator)

@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def set_up(model_args: ModelArguments, data: DataArguments, args: SFTOptions) -> tuple[Any, Path | None, Any]:
     """(TRL's configuration, the checkpoint from which this run goes on or None, print), the output folder claimed."""
+    from mmreason.trainers.hf_loop import find_checkpoint
     from mmreason.trainers.model_parts import check_parts
-    from mmreason.trainers.sft import find_checkpoint, trl_config
+    from mmreason.trainers.sft import trl_config
     from mmreason.trainers.state import open_output_dir
 
     check_parts(model_args, makes_decoder=True)
@@ -151,9 +152,7 @@ def tell_results(trainer: Any, processor: Any, say: Any) -> None:
     from mmreason.trainers.reporting import write_run_report
 
     final = Path(trainer.options.output_dir) / "final"
-    trainer.save_model(str(final))
-    if trainer.accelerator.is_main_process:
-        processor.save_pretrained(final)
+    trainer.save_final(final, processor)
     say(f"Model: {final}   metrics: {trainer.options.output_dir}")
     write_run_report(trainer.options.output_dir, trainer.accelerator)
 

@@ -32,9 +32,7 @@ def check_parts(args: ModelArguments, *, makes_decoder: bool = False) -> None:
         raise ConfigError("decoder needs vision: the tower that is put before it (else use model_name_or_path)")
 
 
-def make_tiny_decoder(
-    args: ModelArguments, rows: Any, size: str, output_dir: str, accelerator: Any, seed: int
-) -> None:
+def make_tiny_decoder(args: ModelArguments, rows: Any, size: str, output_dir: str, accelerator: Any, seed: int) -> None:
     """Where no model is named, write a random tiny decoder whose tokenizer knows the words of some rows.
 
     It becomes the run's model, or, where `vision` is named, the decoder that `compose_for_run` puts it before.

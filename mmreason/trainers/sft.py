@@ -7,9 +7,7 @@ that name the checkpoint.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from trl import SFTConfig
 from trl import SFTTrainer as TRLSFTTrainer
 
@@ -35,19 +32,17 @@ from mmreason.rollout.hf import HFEngine
 from mmreason.rollout.scoring import floating_dtype
 from mmreason.rollout.types import Sampling
 from mmreason.trainers.adapters import AdapterTraining
-from mmreason.trainers.distributed import DataParallel, prepare_for_images, resolve_bf16
+from mmreason.trainers.distributed import prepare_for_images, resolve_bf16
 from mmreason.trainers.evaluation import measure
+from mmreason.trainers.hf_loop import HFLoop
 from mmreason.trainers.problems import HeldOut
-from mmreason.trainers.records import RunRecords
 from mmreason.trainers.sft_arguments import OURS, SFTOptions
 from mmreason.trainers.sft_features import CheckedRows, StoredRows, open_features
 from mmreason.trainers.sft_layers import Unfreezing, layer_factors, module_factors, split_groups
 from mmreason.trainers.sft_loss import SourceLosses, token_losses
 from mmreason.trainers.sft_stopping import EarlyStopping
-from mmreason.trainers.state import CheckpointError, stop_on_signal
 from mmreason.types import ConfigError
 
-_NOT_METRICS = ("num_tokens",)  # TRL begins to count anew after a resume
 _MIXED_WINDOW = 1024  # rows packed together where their order means something
 
 
@@ -65,48 +60,6 @@ def trl_config(options: SFTOptions) -> SFTConfig:
         eval_strategy="no",
         remove_unused_columns=False,  # a micro-batch is ours, whatever the model's signature says
     )
-
-
-def whole_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Finished checkpoints of an SFT run, oldest first. transformers writes trainer_state.json last."""
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted((p for p in found if _steps_done(p) is not None), key=lambda p: int(p.name.split("-")[1]))
-
-
-def _steps_done(checkpoint: Path) -> int | None:
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def unwritten_checkpoint(output_dir: str | Path, step: int, error: Exception) -> CheckpointError:
-    """The error of a checkpoint that could not be written, and how to go on."""
-    mine = whole_checkpoints(output_dir)
-    return CheckpointError(
-        f"{output_dir}/checkpoint-{step}: the checkpoint could not be written ({error}). "
-        + (f"The last whole one is {mine[-1]}. " if mine else "There is no earlier one. ")
-        + "Free some space or choose another --output_dir, then run the same command to continue."
-    )
-
-
-def find_checkpoint(output_dir: str, resume: str) -> Path | None:
-    """The checkpoint that `--resume` (auto, never or a path) means; None to begin at step 0.
-
-    Raises: ConfigError: "never" where there are checkpoints, or a path that is no whole checkpoint.
-    """
-    mine = whole_checkpoints(output_dir)
-    if resume == "never" and mine:
-        raise ConfigError(
-            f"--resume never, but output_dir {output_dir} holds {mine[-1].name} of an earlier run. Choose another "
-            "--output_dir, or start over with --overwrite_output_dir"
-        )
-    if resume in ("auto", "never"):
-        return mine[-1] if mine else None
-    if _steps_done(Path(resume)) is None:
-        there = f"; {output_dir} holds {', '.join(p.name for p in mine)}" if mine else ""
-        raise ConfigError(f"--resume {resume}: no whole checkpoint; 'auto' takes the newest in output_dir{there}")
-    return Path(resume)
 
 
 class StepRows(torch.utils.data.Dataset[list[tuple[SupervisedRow, int]]]):
@@ -128,7 +81,7 @@ class StepRows(torch.utils.data.Dataset[list[tuple[SupervisedRow, int]]]):
         return row, self.numbers[row.source]
 
 
-class SFTTrainer(AdapterTraining, TRLSFTTrainer):
+class SFTTrainer(AdapterTraining, HFLoop, TRLSFTTrainer):
     """Fine-tunes `model` on supervised rows.
 
     Args:
@@ -136,13 +89,13 @@ class SFTTrainer(AdapterTraining, TRLSFTTrainer):
         rows: what is learned from. processor: or tokenizer; it is saved with the model.
         checkpoint: to go on from. order: of the rows; None: shuffled anew each epoch.
 
-    Attributes:
-        while_training: called every `eval_steps` steps, with whether this is the last; what it returns is recorded.
+    `while_training` is called every `eval_steps` steps only: the recipe measures more before and after.
 
     Raises: ConfigError where the model can't read packed rows, or a pattern of layer options fits nothing.
     """
 
-    state: TrainerState
+    not_metrics = ("num_tokens",)  # TRL begins to count anew after a resume
+    measures_at_ends = False
 
     def __init__(
         self,
@@ -154,7 +107,7 @@ class SFTTrainer(AdapterTraining, TRLSFTTrainer):
         checkpoint: Path | None = None,
         order: RowOrder | None = None,
     ) -> None:
-        self.options, self.checkpoint = options, checkpoint
+        self.options = options
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.padding_free_rows = options.packing or options.padding_free
         if self.padding_free_rows:
@@ -178,32 +131,15 @@ class SFTTrainer(AdapterTraining, TRLSFTTrainer):
         self.train_dataset = StepRows(self._stored(rows), sources)
         self.order = order or ShuffledOrder(len(rows), options.seed)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the step's weight, not by the accumulation
-        self.state.global_step = 0 if checkpoint is None else _steps_done(checkpoint) or 0
-        self.parallel = DataParallel(self.accelerator)
-        self.records = RunRecords(options.output_dir, self.accelerator.is_main_process)
+        self.begin(options, checkpoint)
         self.source_losses = SourceLosses(sources)
         self.unfreezing = Unfreezing(self.model, options.unfreeze_at or {}) if waits else None
         if waits and self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise ConfigError("unfreeze_at: weights that are spread over processes can't begin to learn later; use DDP")
         self.stopping = EarlyStopping(options, self.state.global_step)
-        self.while_training: Callable[[bool], Mapping[str, float]] | None = None
         self._sampler = self._step_order(rows)
 
     # ---- the loop
-
-    def fit(self) -> bool:
-        """Train to the end; a signal ends it after the current step, saved.
-
-        Returns: whether all steps are done, or early stopping ended it.
-        """
-        checkpoint = self.checkpoint
-        self.records.rewind(self.state.global_step, 0)
-        if checkpoint is not None and self._is_finished(checkpoint):
-            return True
-        with stop_on_signal() as asked:
-            self.add_callback(_Around(self, asked))
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        return self.stopping.ended or int(self.state.global_step) >= int(self.state.max_steps)
 
     def _step_order(self, rows: CheckedRows) -> StepOrder:
         options, args = self.options, self.args
@@ -248,8 +184,9 @@ class SFTTrainer(AdapterTraining, TRLSFTTrainer):
             loss = loss + self.router_aux_loss_coef * losses.aux / self.current_gradient_accumulation_steps
         return (loss, None) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs | self.source_losses.collect(self.parallel), start_time)
+    def more_metrics(self) -> dict[str, float]:
+        """The loss of each source since the last line. Collective."""
+        return self.source_losses.collect(self.parallel)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         made = self.optimizer is None
@@ -261,28 +198,31 @@ class SFTTrainer(AdapterTraining, TRLSFTTrainer):
             split_groups(optimizer, named, factors)
         return optimizer
 
-    # ---- checkpoints
+    # ---- around the steps
 
-    def _is_finished(self, checkpoint: Path) -> bool:
-        """Whether nothing is left to do after a checkpoint; then its weights and state are taken over.
+    def before_training(self) -> None:
+        if self.padding_free_rows:
+            check_rows_apart(self.model_wrapped, autocast=self.args.bf16 or self.args.fp16)
+        step = self.state.global_step
+        if self.unfreezing is not None:
+            self.unfreezing.set(step)
+        # Accelerate doesn't reach the sampler of a loader that skips what a checkpoint has seen, on several processes.
+        per_epoch = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
+        self._sampler.set_epoch(step // per_epoch)
 
-        transformers itself would take one more step.
-        """
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    def after_step(self, step: int, measured: Mapping[str, float]) -> None:
+        if measured:
+            self.stopping.see(step, measured)
+        if self.unfreezing is not None:
+            self.unfreezing.set(step)
+
+    def has_ended(self) -> bool:
+        return self.stopping.ended
+
+    def is_finished(self, state: TrainerState) -> bool:
         if self.args.max_steps > 0:
-            finished = state.global_step >= self.args.max_steps
-        else:
-            finished = (state.epoch or 0.0) >= self.args.num_train_epochs
-        if finished or self.stopping.ended:
-            self._load_from_checkpoint(str(checkpoint))
-            self.state = state
-        return finished or self.stopping.ended
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise unwritten_checkpoint(self.options.output_dir, self.state.global_step, error) from error
+            return super().is_finished(state)
+        return (state.epoch or 0.0) >= self.args.num_train_epochs
 
     # ---- measurements
 
@@ -361,37 +301,3 @@ class Collator:
             visual_dtype=self.dtype,
         )
         return batch | {"row_sources": torch.tensor([source for _, source in rows])}
-
-
-class _Around(TrainerCallback):
-    """metrics.jsonl, measurements while training, modules that wait, and the stop after a signal."""
-
-    def __init__(self, trainer: SFTTrainer, asked_to_stop: Callable[[], bool]) -> None:
-        self.trainer, self.asked_to_stop = trainer, asked_to_stop
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer = self.trainer
-        if trainer.padding_free_rows:
-            check_rows_apart(trainer.model_wrapped, autocast=args.bf16 or args.fp16)
-        if trainer.unfreezing is not None:
-            trainer.unfreezing.set(state.global_step)
-        # Accelerate doesn't reach the sampler of a loader that skips what a checkpoint has seen, on several processes.
-        per_epoch = -(-len(trainer.get_train_dataloader()) // args.gradient_accumulation_steps)
-        trainer._sampler.set_epoch(state.global_step // per_epoch)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "train_runtime" not in logs:  # that is the summary after the last step
-            values = {k: float(v) for k, v in logs.items() if k not in _NOT_METRICS}
-            self.trainer.records.metrics(state.global_step, values)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer = self.trainer
-        interval, last = trainer.options.eval_steps, state.global_step >= state.max_steps
-        if trainer.while_training and interval and state.global_step % interval == 0:
-            measured = dict(trainer.while_training(last))
-            trainer.records.metrics(state.global_step, measured)
-            trainer.stopping.see(state.global_step, measured)
-        if trainer.unfreezing is not None:
-            trainer.unfreezing.set(state.global_step)
-        if trainer.stopping.ended or trainer.parallel.any(self.asked_to_stop()):
-            control.should_save = control.should_training_stop = True

@@ -284,6 +284,14 @@ def test_flags_exist() -> None:
     assert len(used) > 8 and not unknown, unknown
 
 
+def test_the_first_page_lists_all_others() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| \[[^\]]+\]\((\w+\.md)\) \|", text, re.M))
+    nav = set(re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)) - {"index.md"}
+    assert listed == pages == nav, (pages - listed, pages ^ nav)
+
+
 def test_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     used = {(page, span.split()[1]) for page, span in spans() if re.match(r"make [a-z]", span)}

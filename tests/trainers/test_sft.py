@@ -14,7 +14,7 @@ import torch
 from mmreason.data.mixture import ShuffledOrder
 from mmreason.data.order import StepOrder
 from mmreason.data.supervised import SupervisedRow
-from mmreason.trainers.sft import unwritten_checkpoint
+from mmreason.trainers.hf_loop import unwritten_checkpoint
 from mmreason.trainers.sft_arguments import OURS, SFTOptions
 from mmreason.types import ConfigError
 from tests.trainers.sft_rows import double_loop, options, random_rows, trained, untrained
@@ -210,7 +210,7 @@ def test_values_that_cant_work(changes: dict[str, Any], said: str, tmp_path: Pat
 
 
 def test_half_written_checkpoints_are_not_taken(tmp_path: Path) -> None:
-    from mmreason.trainers.sft import find_checkpoint, whole_checkpoints
+    from mmreason.trainers.hf_loop import find_checkpoint, whole_checkpoints
 
     for step, text in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"global_st'), (20, None)):
         folder = tmp_path / f"checkpoint-{step}"
