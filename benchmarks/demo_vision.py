@@ -1,4 +1,4 @@
-"""Does the demo with pictures learn to see? The three stages of `make demo-vision` for three seeds, and blank images.
+"""Does the demo with pictures learn to see? The four stages of `make demo-vision` for three seeds, and blank images.
 
     python benchmarks/demo_vision.py                              # all seeds; a finished stage is not run again
     python benchmarks/demo_vision.py --seeds 2 --fresh            # one of them, from the start
@@ -40,17 +40,24 @@ CANARY_ROWS = 300
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the demo: its recipe, with the configuration of the same name in each recipe's folder."""
+    """A stage of the demo: its recipe with its configuration, and the option that takes the last stage's model."""
 
     name: str
     recipe: str
+    file: str = "demo-vision"
+    takes: str = "model_name_or_path"
 
     @property
     def config(self) -> Path:
-        return ROOT / "recipes" / "configs" / self.recipe / "demo-vision.yaml"
+        return ROOT / "recipes" / "configs" / self.recipe / f"{self.file}.yaml"
 
 
-STAGES = (Stage("align", "pretrain"), Stage("sft", "sft"), Stage("grpo", "grpo_math"))
+STAGES = (
+    Stage("text", "pretrain", "demo-vision-text"),
+    Stage("align", "pretrain", takes="decoder"),
+    Stage("sft", "sft"),
+    Stage("grpo", "grpo_math"),
+)
 
 
 def folder_of(seed: int, stage: Stage) -> Path:
@@ -74,7 +81,7 @@ def flags(seed: int, stage: Stage) -> list[str]:
     words += ["--output_dir", os.path.relpath(folder_of(seed, stage), ROOT)]
     before = STAGES.index(stage) - 1
     if before >= 0:
-        words += ["--model_name_or_path", os.path.relpath(folder_of(seed, STAGES[before]) / "final", ROOT)]
+        words += [f"--{stage.takes}", os.path.relpath(folder_of(seed, STAGES[before]) / "final", ROOT)]
     return words
 
 
@@ -168,8 +175,7 @@ def result_row(seed: int, record: dict[str, Any], accuracy: dict[str, dict[str, 
     row: dict[str, Any] = {"run": f"seed-{seed}"}
     for stage in STAGES:
         row[f"{stage.name}_steps"] = read_metrics(folder_of(seed, stage))[-1]["step"]
-    captions = [line["eval/loss"] for line in read_metrics(folder_of(seed, STAGES[0])) if "eval/loss" in line]
-    row["caption_loss"] = round(captions[-1], 4)
+    row["caption_loss"] = round(held_out_losses(seed, STAGES[1])[-1], 4)
     for name, short in ((HELD_OUT, "greedy"), (UNSEEN, "unseen")):
         row[f"{short}_n"] = found["before"]["sets"][name]["greedy"]["n"]
         for moment in ("before", "after"):
@@ -189,8 +195,13 @@ def result_row(seed: int, record: dict[str, Any], accuracy: dict[str, dict[str, 
     return row | {name: record[name] for name in ("seed", "machine", "versions", "commit", "date")}
 
 
+def held_out_losses(seed: int, stage: Stage) -> list[float]:
+    """A stage's losses on held-out rows, in nats per token."""
+    return [line["eval/loss"] for line in read_metrics(folder_of(seed, stage)) if "eval/loss" in line]
+
+
 def curve_rows(seed: int) -> list[dict[str, Any]]:
-    """Rows of demo_vision_curves.csv: the losses of alignment and SFT, GRPO's reward and accuracies, by step."""
+    """Rows of demo_vision_curves.csv: the losses of the first stages, GRPO's reward and accuracies, by step."""
     rows: list[dict[str, Any]] = []
     for stage in STAGES:
         steps: dict[int, dict[str, Any]] = {}
@@ -238,7 +249,7 @@ def broken_claims(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def plot(curves: Sequence[dict[str, str]], rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Losses of the first two stages and accuracy through GRPO, from the rows of the two CSV files."""
+    """Losses of the first three stages and accuracy through GRPO, from the rows of the two CSV files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -246,33 +257,34 @@ def plot(curves: Sequence[dict[str, str]], rows: Sequence[dict[str, str]], path:
     from matplotlib.lines import Line2D
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", width_ratios=(1.2, 0.8, 1.4))
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained", width_ratios=(1, 1, 0.7, 1.4))
     for row, colour in zip(rows, COLOURS, strict=False):
         mine = [line for line in curves if line["run"] == row["run"]]
-        for axis, stage in zip(axes, ("align", "sft"), strict=False):
+        for axis, stage in zip(axes, ("text", "align", "sft"), strict=False):
             lines = [line for line in mine if line["stage"] == stage and line["loss"]]
             axis.plot(
                 [int(line["step"]) for line in lines], [float(line["loss"]) for line in lines], color=colour, lw=1
             )
         lines = [line for line in mine if line["stage"] == "grpo" and line["reward"]]
         at = [int(line["step"]) for line in lines]
-        axes[2].plot(at, smooth([float(line["reward"]) for line in lines]), color=colour, lw=1, alpha=0.55)
+        axes[3].plot(at, smooth([float(line["reward"]) for line in lines]), color=colour, lw=1, alpha=0.55)
         lines = [line for line in mine if line["stage"] == "grpo" and line["greedy"]]
         share = [float(line["greedy"]) for line in lines]
         below = [value - float(line["greedy_low"]) for value, line in zip(share, lines, strict=True)]
         above = [float(line["greedy_high"]) - value for value, line in zip(share, lines, strict=True)]
         steps = [int(line["step"]) for line in lines]
-        axes[2].errorbar(steps, share, (below, above), fmt="o", ms=4, color=colour, lw=1.2)
-        axes[2].plot(steps[-1:], [float(row["blank_accuracy"])], "s", ms=5, mfc="none", color=colour)
-    axes[2].axhline(float(rows[0]["chance"]), color="0.35", lw=1.2, ls="--")
-    titles = ("alignment: captions", "SFT: answers", "GRPO: accuracy")
+        axes[3].errorbar(steps, share, (below, above), fmt="o", ms=4, color=colour, lw=1.2)
+        axes[3].plot(steps[-1:], [float(row["blank_accuracy"])], "s", ms=5, mfc="none", color=colour)
+    axes[3].axhline(float(rows[0]["chance"]), color="0.35", lw=1.2, ls="--")
+    titles = ("pretraining: texts", "alignment: captions", "SFT: answers", "GRPO: accuracy")
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="step", title=title)
         axis.grid(axis="y", color="0.9", lw=0.8)
         axis.set_axisbelow(True)
-    axes[0].set(ylabel="loss, nats per token", ylim=(0, 1.5))
-    axes[1].set(ylim=(0, 1.5))
-    axes[2].set(ylim=(0, 1))
+    axes[0].set(ylabel="loss, nats per token")
+    for axis in axes[:3]:
+        axis.set(ylim=(0, 1.5))
+    axes[3].set(ylim=(0, 1))
     handles = [
         Line2D([], [], color=colour, lw=3, label=row["run"].replace("-", " "))
         for row, colour in zip(rows, COLOURS, strict=False)

@@ -104,7 +104,7 @@ class CorpusArguments:
         None, "(ours) Arguments of data_builders.word_problems, whose texts are learned where no dataset is named."
     )
     shapes: dict[str, Any] | None = _opt(
-        None, "(ours) Arguments of data_builders.captions (align and contrastive) where no dataset is named."
+        None, "(ours) The same of data_builders.shapes, whose captions, or, without pictures, texts are learned."
     )
 
 
@@ -224,14 +224,16 @@ class PretrainOptions(TrainingOptions):
             raise ConfigError(f"interleaved belongs to objective clm, not to {self.objective}")
         if corpus.interleaved and corpus.dataset_name is None:
             raise ConfigError("interleaved needs dataset_name: documents with pictures in them")
-        sees = bool(model.model_name_or_path or model.decoder or (self.objective == "align" and model.vision))
+        sees = bool(model.model_name_or_path or model.decoder)
         if (self.objective == "align" or corpus.interleaved) and not sees:
             raise ConfigError(
-                "pictures need a model that sees: vision and decoder, put together here, or model_name_or_path"
+                "pictures need a model that sees: decoder and vision, put together here, or model_name_or_path"
             )
+        if corpus.word_problems is not None and corpus.shapes is not None:
+            raise ConfigError("word_problems and shapes: texts are made of one of them")
         texts_alone = self.objective in ON_TEXT and not corpus.interleaved
-        if texts_alone and (model.decoder or model.vision or model.projector or corpus.shapes):
-            raise ConfigError(f"decoder, vision, projector, shapes: objective {self.objective} learns from texts alone")
+        if texts_alone and (model.decoder or model.vision or model.projector):
+            raise ConfigError(f"decoder, vision, projector: objective {self.objective} learns from texts alone")
         if self.objective == "contrastive" and model.vision is None:
             raise ConfigError("objective contrastive needs vision: the tower that learns, see mmreason compose --help")
         from_decoder = (self.text_tower or {}).get("source") == "decoder"

@@ -12,8 +12,8 @@ from mmreason.data.captions import load_captions
 from mmreason.data.documents import is_held_out
 from mmreason.data.holdout import split_holdout
 from mmreason.trainers.arguments import ModelArguments
-from mmreason.trainers.model_parts import compose_for_run, make_tiny_decoder
-from mmreason.trainers.pretrain_arguments import CorpusArguments, FreshModelArguments, PretrainOptions
+from mmreason.trainers.model_parts import compose_for_run
+from mmreason.trainers.pretrain_arguments import CorpusArguments, PretrainOptions
 from mmreason.trainers.pretrain_data import Say, corpus_of
 from mmreason.trainers.sft_arguments import SFTOptions
 
@@ -55,7 +55,6 @@ def alignment_options(options: PretrainOptions) -> SFTOptions:
 
 def visual_run(
     model: ModelArguments,
-    fresh: FreshModelArguments,
     corpus: CorpusArguments,
     options: PretrainOptions,
     config: Any,
@@ -77,9 +76,6 @@ def visual_run(
 
     align = options.objective == "align"
     captions = held_out_captions(corpus, options, say, options.caption_prompt) if align else None
-    if captions is not None:
-        state = config.distributed_state
-        make_tiny_decoder(model, captions[0], fresh.tiny_size, options.output_dir, state, options.seed)
     compose_for_run(model, options.output_dir, config.distributed_state, options.seed)
     processor = load_processor(model)
     if captions is not None:

@@ -16,7 +16,7 @@ from benchmarks.demo_vision import STAGES, broken_claims, curve_rows, flags, fol
 from tests.recipes.launch import ROOT
 
 RECORD = {
-    "seconds": {"align": 300.04, "sft": 60.0, "grpo": 200.0},
+    "seconds": {"text": 100.0, "align": 300.04, "sft": 60.0, "grpo": 200.0},
     "seed": 1, "machine": "m", "versions": "v", "commit": "c", "date": "d",
 }  # fmt: skip
 
@@ -59,9 +59,9 @@ def row_of(seed: int, blank: float = 0.2) -> dict[str, Any]:
 def test_each_stage_takes_up_the_one_before() -> None:
     words = [flags(2, stage) for stage in STAGES]
     assert all("--seed" in one and one[one.index("--seed") + 1] == "2" for one in words)
-    assert "--model_name_or_path" not in words[0]
-    for before, one in zip(STAGES, words[1:], strict=False):
-        named = ROOT / one[one.index("--model_name_or_path") + 1]
+    assert not {"--model_name_or_path", "--decoder"} & set(words[0])
+    for before, stage, one in zip(STAGES, STAGES[1:], words[1:], strict=False):
+        named = ROOT / one[one.index(f"--{stage.takes}") + 1]
         assert named.resolve() == (folder_of(2, before) / "final").resolve()
 
 
@@ -73,9 +73,9 @@ def test_the_target_and_the_benchmark_run_the_same_configurations() -> None:
         os.path.relpath(stage.config, ROOT) for stage in STAGES
     ]
     options = [demo_vision.options_of(["--config", str(stage.config)], stage.recipe) for stage in STAGES]
-    for before, after in itertools.pairwise(options):
-        assert after["model_name_or_path"] == f"{before['output_dir']}/final"
-    assert {one["shapes"]["image_size"] for one in options} == {options[0]["vision"]["image_size"]}
+    for (before, after), stage in zip(itertools.pairwise(options), STAGES[1:], strict=True):
+        assert after[stage.takes] == f"{before['output_dir']}/final"
+    assert {one["shapes"]["image_size"] for one in options} == {options[1]["vision"]["image_size"]}
 
 
 def test_a_row() -> None:
@@ -83,7 +83,7 @@ def test_a_row() -> None:
     row = row_of(1)
     assert (row["greedy_before"], row["greedy_after"], row["gain_points"]) == (0.6, 0.75, 15.0)
     assert (row["caption_loss"], row["align_steps"], row["grpo_steps"]) == (0.1235, 20, 2)
-    assert (row["blank_accuracy"], row["blank_low"], row["wall_seconds"]) == (0.2, 0.15000000000000002, 560.0)
+    assert (row["blank_accuracy"], row["blank_low"], row["wall_seconds"]) == (0.2, 0.15000000000000002, 660.0)
     assert list(row)[-5:] == ["seed", "machine", "versions", "commit", "date"]
     assert broken_claims([row]) == []
 
@@ -109,20 +109,21 @@ def test_curves_and_picture(tmp_path: Path) -> None:
         curves += curve_rows(seed)
     mine = [row for row in curves if row["run"] == "seed-1"]
     assert [(row["stage"], row["step"]) for row in mine] == [
-        ("align", 10), ("align", 20), ("sft", 10), ("sft", 20), ("grpo", 0), ("grpo", 1), ("grpo", 2)
-    ]  # fmt: skip
-    assert mine[1]["held_out_loss"] == 0.12345 and mine[-1]["greedy"] == 0.75 and "loss" not in mine[-1]
+        *((stage, step) for stage in ("text", "align", "sft") for step in (10, 20)),
+        *(("grpo", step) for step in (0, 1, 2)),
+    ]
+    assert mine[3]["held_out_loss"] == 0.12345 and mine[-1]["greedy"] == 0.75 and "loss" not in mine[-1]
     columns = sorted({name for row in curves for name in row})
     texts = [{name: str(row.get(name, "")) for name in columns} for row in curves]
     plot(texts, [{key: str(value) for key, value in row_of(seed).items()} for seed in (1, 2)], tmp_path / "curve.png")
     from matplotlib.image import imread
 
     picture = imread(tmp_path / "curve.png")
-    assert picture.shape[:2] == (680, 2000) and picture[:, :, :3].std() > 0.05, "an empty picture"
+    assert picture.shape[:2] == (680, 2200) and picture[:, :, :3].std() > 0.05, "an empty picture"
 
 
 @pytest.mark.slow
-def test_three_real_stages_and_none_twice(
+def test_four_real_stages_and_none_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two steps of each stage through `accelerate launch` teach nothing: the claims fail, and it says so."""
@@ -131,19 +132,19 @@ def test_three_real_stages_and_none_twice(
     small = "tasks: [count], style: mixed, level: 1, n: 24, n_test: 8, n_unseen: 8, image_size: 32"
     each = ["--max_steps", "2", "--shapes", f"{{{small}}}", "--per_device_train_batch_size", "8"]
     each += ["--logging_steps", "1", "--eval_samples", "4"]
-    more = {"align": ["--tiny_size", "xs", "--eval_steps", "2"], "sft": ["--max_completion_length", "4"]}
+    more = {"text": ["--tiny_size", "xs"], "align": ["--eval_steps", "2"], "sft": ["--max_completion_length", "4"]}
     more["grpo"] = ["--max_completion_length", "4", "--num_generations", "4", "--eval_steps", "2"]
     monkeypatch.setattr(demo_vision, "flags", lambda seed, stage: [*flags(seed, stage), *each, *more[stage.name]])
     assert main(["--seeds", "1", "--threads", "1"]) == 1
     captured = capsys.readouterr()
     assert "NOT SHOWN  seed-1: greedy accuracy" in captured.err and "at least 10 are claimed" in captured.err
     (row,) = read_rows(tmp_path / "results" / "demo_vision.csv")
-    assert (row["align_steps"], row["sft_steps"], row["grpo_steps"]) == ("2", "2", "2")
+    assert [row[f"{stage.name}_steps"] for stage in STAGES] == ["2"] * 4
     assert 0 <= float(row["blank_accuracy"]) <= 1 and 0.2 <= float(row["chance"]) <= 1
     stages = [line["stage"] for line in read_rows(tmp_path / "results" / "demo_vision_curves.csv")]
-    assert list(dict.fromkeys(stages)) == ["align", "sft", "grpo"]
+    assert list(dict.fromkeys(stages)) == ["text", "align", "sft", "grpo"]
     assert (tmp_path / "results" / "demo_vision.png").is_file()
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("metrics.jsonl")}
-    assert len(stamps) == 3 and main(["--seeds", "1", "--threads", "1"]) == 1
+    assert len(stamps) == 4 and main(["--seeds", "1", "--threads", "1"]) == 1
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("metrics.jsonl")} == stamps

@@ -19,8 +19,16 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 def test_the_set_of_configs() -> None:
-    names = ["align-embedded", "align-llava", "contrastive-embedded", "demo-vision", "embedded", "long-context", "mlm"]
-    assert [path.stem for path in CONFIGS] == [*names, "moe-code-fim", "text-small", "ul2"]
+    names = ["align-embedded", "align-llava", "contrastive-embedded", "demo-vision", "demo-vision-text"]
+    assert [path.stem for path in CONFIGS] == [
+        *names,
+        "embedded",
+        "long-context",
+        "mlm",
+        "moe-code-fim",
+        "text-small",
+        "ul2",
+    ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

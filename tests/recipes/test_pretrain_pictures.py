@@ -114,6 +114,7 @@ def test_contrastive_runs_resume_and_two_processes_see_each_other(shapes: str, t
         (["--objective", "mlm", "--interleaved", "--dataset_name", "x"], "interleaved belongs to objective clm"),
         (["--objective", "clm", "--dataset_name", "x", "--unfreeze_at", "{vision_tower: 3}"], "objective align"),
         (["--objective", "span", "--dataset_name", "x", "--decoder", "y"], "learns from texts alone"),
+        (["--objective", "clm", "--shapes", "{n: 8}", "--word_problems", "{n: 8}"], "made of one of them"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together(flags: list[str], said: str, tmp_path: Path) -> None:

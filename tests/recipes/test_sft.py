@@ -150,7 +150,7 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["--model_name_or_path", "no/such/folder"], ["no/such/folder"]),
     (["--resume", "checkpoint-7"], ["--resume checkpoint-7", "no whole checkpoint"]),
     (["--save_steps", "0"], ["save_steps=0"]),
-    (["--projector", "{kind: mlp}"], ["projector need decoder"]),
+    (["--vision", "{source: timm}"], ["vision need decoder"]),
     (["--packing", "--max_length", "null"], ["packing needs max_length"]),
     (["--loss_on", "{answr: 1.0}"], ["loss_on", "answr", "answer"]),
     (["--unfreeze_at", "{layres.0: 3}"], ["unfreeze_at", "layres.0"]),
