@@ -64,8 +64,8 @@ demo-scratch: setup  ## the same, with the small model trained here first instea
 		--model_name_or_path outputs/warm_start/final --output_dir outputs/demo_scratch $(ARGS)
 
 demo-vision: setup  ## see a small model from scratch learn to see: texts, captions, answers, then GRPO; 15 minutes
-	@$(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/demo-vision-text.yaml
 	@$(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/demo-vision.yaml
+	@$(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/align-demo-vision.yaml
 	@$(LAUNCH) recipes/sft.py --config recipes/configs/sft/demo-vision.yaml
 	@$(LAUNCH) recipes/grpo_math.py --config recipes/configs/grpo_math/demo-vision.yaml $(ARGS)
 

@@ -53,8 +53,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("text", "pretrain", "demo-vision-text"),
-    Stage("align", "pretrain", takes="decoder"),
+    Stage("text", "pretrain"),
+    Stage("align", "pretrain", "align-demo-vision", takes="decoder"),
     Stage("sft", "sft"),
     Stage("grpo", "grpo_math"),
 )

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,16 @@ def adapters_options() -> set[str]:
     return {action.dest for each in actions.values() for action in each._actions if action.option_strings}
 
 
+def builder_options() -> set[str]:
+    """The names of the options of all builders that run as docs/builders.md says."""
+    from data_builders._build import BuildOptions
+
+    for path in (ROOT / "data_builders").glob("[!_]*.py"):
+        importlib.import_module(f"data_builders.{path.stem}")
+    kinds = [BuildOptions, *BuildOptions.__subclasses__()]
+    return {f.name for kind in kinds for f in fields(kind)}
+
+
 def _export(words: list[str]) -> None:
     """`export NAME=VALUE` of a variable that the code reads."""
     (name,) = (word.partition("=")[0] for word in words)
@@ -319,6 +329,8 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
     words = command.words
     if words[:2] == ["mmreason", "ask"] and "--help" not in words:
         return None  # its server isn't there; tests/cli/test_ask.py runs it on one of its own
+    if words[:2] == ["mmreason", "build"] and "--dry_run" not in words and any("teacher" in word for word in words):
+        return None  # its teacher isn't there; tests/data_builders run each on one of their own
     if words[:2] == ["mmreason", "compose"] and not is_local(words[words.index("--decoder") + 1]):
         return None
     if words[:2] == ["mmreason", "canary"] and "--help" not in words:

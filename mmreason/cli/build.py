@@ -1,4 +1,6 @@
-"""`mmreason build NAME …`: runs a module of `data_builders`, from the checkout or from the copy inside the wheel."""
+"""`mmreason build NAME …`: runs a module of `data_builders`, from the checkout or from the copy inside the wheel.
+
+`mmreason build FILE.py …` runs a builder of the user's own, which finds `data_builders` in the same place."""
 
 from __future__ import annotations
 
@@ -41,22 +43,30 @@ def list_builders(root: Path) -> dict[str, str]:
 def run_builder(name: str | None, arguments: Sequence[str]) -> int:
     """Run the builder as `python -m data_builders.NAME ARGUMENTS` would; list the builders for no name or `--help`.
 
+    Args: name: of a builder, or a Python file with one.
+
     Raises:
-        ConfigError: no builder of that name.
+        ConfigError: no builder of that name, no such file.
     """
     root = find_root()
     builders = list_builders(root)
     if name in (None, "-h", "--help"):
-        print("usage: mmreason build NAME [--help] [ARGUMENTS ...]\n")
+        print("usage: mmreason build NAME|FILE.py [--help] [ARGUMENTS ...]\n")
         width = max(map(len, builders), default=0)
         print("\n".join(f"  {builder:<{width}}  {line}" for builder, line in builders.items()))
         return 0
-    if name not in builders:
+    is_file = name is not None and name.endswith(".py")
+    if is_file and not Path(str(name)).is_file():
+        raise ConfigError(f"no such file: {name}")
+    if name not in builders and not is_file:
         near = difflib.get_close_matches(str(name), builders, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"no builder {name!r}{hint}; there are: {', '.join(builders)}")
     # In this process only: an installed wheel has no top-level `data_builders`.
     sys.path.insert(0, str(root))
     sys.argv = [f"mmreason build {name}", *arguments]
-    runpy.run_module(f"{FOLDER}.{name}", run_name="__main__", alter_sys=True)
+    if is_file:
+        runpy.run_path(str(name), run_name="__main__")
+    else:
+        runpy.run_module(f"{FOLDER}.{name}", run_name="__main__", alter_sys=True)
     return 0

@@ -19,7 +19,7 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 def test_the_set_of_configs() -> None:
-    names = ["align-embedded", "align-llava", "contrastive-embedded", "demo-vision", "demo-vision-text"]
+    names = ["align-demo-vision", "align-embedded", "align-llava", "contrastive-embedded", "demo-vision"]
     assert [path.stem for path in CONFIGS] == [
         *names,
         "embedded",
