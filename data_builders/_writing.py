@@ -51,7 +51,7 @@ def write_set(
     files: dict[str, dict[str, object]] = {}
     for split, examples in parts.items():
         path = out / f"{split}.parquet"
-        _write_parquet(as_dataset(examples), path)
+        write_parquet(as_dataset(examples), path)
         files[path.name] = {"rows": len(examples), "sha256": file_digest(path), "bytes": path.stat().st_size}
     earlier = read_manifest(out)
     if earlier is not None and earlier.get("builder") == builder:
@@ -63,7 +63,7 @@ def write_set(
         "arguments": dict(arguments),
         "files": files,
         **(told or {}),
-        "versions": _versions(),
+        "versions": library_versions(),
     }
     write_whole(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -83,7 +83,8 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write_parquet(dataset: Dataset, path: Path) -> None:
+def write_parquet(dataset: Dataset, path: Path) -> None:
+    """Write a dataset as one file, whole or not at all. Raises: OSError (no permission, disk full)."""
     import datasets
 
     # Into memory first: pyarrow's writer aborts the whole process when the disk under its file is full.
@@ -98,7 +99,8 @@ def _write_parquet(dataset: Dataset, path: Path) -> None:
     write_whole(path, buffer.getbuffer())
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the bytes of a file."""
     from importlib.metadata import version
 
     return {"python": sys.version.split()[0]} | {name: version(name) for name in ("datasets", "pyarrow")}

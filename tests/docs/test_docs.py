@@ -26,6 +26,7 @@ from tests.commands import (
     all_commands,
     ask_options,
     blocks,
+    builder_options,
     canary_options,
     commands,
     doctor_options,
@@ -208,6 +209,9 @@ def test_settings_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(sandbox(block.page, tmp_path))
     (tmp_path / "block.yaml").write_text(block.body, encoding="utf-8")
+    if block.page.stem.startswith("build"):
+        assert set(yaml.safe_load(block.body)) <= builder_options()
+        return
     if block.page.stem == "endpoints":
         options = ask_options(["prompts.jsonl", "--out", "replies.jsonl", "--config", "block.yaml"])
     else:
@@ -270,7 +274,7 @@ def test_flags_exist() -> None:
         ask_options(["prompts.jsonl", "--out", "replies.jsonl", "--base_url", "http://localhost:1", "--model", "m"])
     )
     known |= set(canary_options(["--model", "m", "--dataset", "d"])) | set(doctor_options(["d"]))
-    known |= set(show_options(["d", "--model", "m"])) | adapters_options()
+    known |= set(show_options(["d", "--model", "m"])) | adapters_options() | builder_options()
     known |= {option.lstrip("-") for action in launch_command_parser()._actions for option in action.option_strings}
     served = find_spec("vllm") is not None
     if served:
@@ -325,7 +329,7 @@ OTHER_NAMES = """
 def names_in_code() -> set[str]:
     """What the packages define that the pages about them speak of: functions, parameters, fields, literal words."""
     package, found = ROOT / "mmreason", set()
-    for folder in ("tools", "clients", "prompting", "data", "models", "_adapters.py"):
+    for folder in ("tools", "clients", "prompting", "data", "models", "_adapters.py", "../data_builders/_build.py"):
         for path in [package / folder] if folder.endswith(".py") else (package / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -346,7 +350,7 @@ def test_names_exist() -> None:
     from mmreason.rewards.registry import REWARDS
 
     known = set().union(*known_options().values()) | set(REWARDS) | set(FORMATS) | set(LOSS_TYPES)
-    known |= set(OTHER_NAMES.split()) | {"resume_from_checkpoint"} | names_in_code()
+    known |= builder_options() | set(OTHER_NAMES.split()) | {"resume_from_checkpoint"} | names_in_code()
     pages = [(page, span) for page, span in spans() if page != "CONTRIBUTING.md"]  # which speaks of names in the code
     used = {(page, span) for page, span in pages if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span)}
     unknown = sorted((page, span) for page, span in used if span not in known)
@@ -380,9 +384,11 @@ def test_the_table_of_formats_is_complete() -> None:
 def test_every_builder_is_shown() -> None:
     from mmreason.cli.build import list_builders
 
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = (ROOT / "docs" / "builders.md").read_text(encoding="utf-8").split("## Running one")[0]
     shown = {command.words[2] for command in COMMANDS if command.text.startswith("mmreason build ")}
-    assert set(list_builders(ROOT)) == shown and all(f"- `{builder}`:" in text for builder in shown)
+    shown = {word for word in shown if word[0] != "-" and not word.endswith(".py")}
+    listed = set(re.findall(r"`(\w+)`", table))
+    assert set(list_builders(ROOT)) == shown == listed, (shown ^ listed, set(list_builders(ROOT)) ^ listed)
 
 
 def test_every_variable_of_set_up_is_listed() -> None:
