@@ -87,8 +87,8 @@ def run_plain(source: Path, out: Path) -> None:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter, ParquetWriter
 
-    from data_builders._corpus_dedup import HASH, even, minhash_config
-    from data_builders._corpus_rules import LanguageRule, MaskPii
+    from data_builders._corpus.dedup import HASH, even, minhash_config
+    from data_builders._corpus.rules import LanguageRule, MaskPii
 
     exact, minhash = ExactDedupConfig(content_getter=even, hash_config=HASH), minhash_config(5, 14, 8, 0)
     clean = str(out / "clean")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data_builders._writing import as_dataset, write_set
+from data_builders.building.writing import as_dataset, write_set
 from mmreason.types import ConfigError, Example, MMReasonError
 
 __all__ = ["LEVELS", "VERSION", "Question", "as_dataset", "build", "generate", "main", "split_of"]

@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from data_builders._augment_options import KINDS, ORIGINAL, AugmentOptions
-from data_builders._augment_splits import family_of, split_by_parent
-from data_builders._augment_variants import VariantMaker, with_question
-from data_builders._build import Builder, Drop, Made, SourceNote, Task, Tools
-from data_builders._teacher_answers import asked_text, image_bytes
-from data_builders._teacher_novelty import Pool
+from data_builders._augment.options import KINDS, ORIGINAL, AugmentOptions
+from data_builders._augment.splits import family_of, split_by_parent
+from data_builders._augment.variants import VariantMaker, with_question
+from data_builders._teacher.answers import asked_text
+from data_builders._teacher.novelty import Pool
+from data_builders.building.build import Builder, Drop, Made, SourceNote, Task, Tools
+from data_builders.building.pictures import image_bytes
 from mmreason.types import DataError, Example
 
 __all__ = ["KINDS", "AugmentBuilder", "AugmentOptions", "main", "split_by_parent"]
@@ -54,7 +55,7 @@ class AugmentBuilder(Builder[AugmentOptions]):
         return self.options.asks
 
     def sources(self) -> Sequence[SourceNote]:
-        from data_builders._sources import read_source
+        from data_builders.building.sources import read_source
 
         options = self.options
         load = {name: value for name, value in options.load_options().items() if name != "prompt_template"}
@@ -162,7 +163,7 @@ def _own_notes(example: Example) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from data_builders._runner import run_main
+    from data_builders.building.runner import run_main
 
     return run_main(AugmentBuilder, AugmentOptions, argv, description=__doc__ or "")
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_builders._build import Builder, BuildOptions, Made, SourceNote, Task, Tools, option
+from data_builders.building.build import Builder, BuildOptions, Made, SourceNote, Task, Tools, option
 from mmreason.types import ConfigError, DataError, MMReasonError, OnBadRow
 
 if TYPE_CHECKING:
-    from data_builders._corpus_files import ReadOptions
-    from data_builders._corpus_pipeline import Places, Setup, Stage
-    from data_builders._counts import Counts
+    from data_builders._corpus.files import ReadOptions
+    from data_builders._corpus.pipeline import Places, Setup, Stage
+    from data_builders.building.counts import Counts
 
 _IN, _CLEAN, _COPIES, _OUT, _RUN = "Sources", "Cleaning", "Copies and shares", "Shards", "Running"
 _RULES = ["repetition", "gopher", "c4", "fineweb"]
@@ -143,7 +143,7 @@ class CorpusOptions(BuildOptions):
 
     def reading(self) -> ReadOptions:
         """How the raw files are read."""
-        from data_builders._corpus_files import ReadOptions
+        from data_builders._corpus.files import ReadOptions
 
         kept = dict.fromkeys([*self.keep_fields, *([self.domain] if self.domain != "source" else [])])
         return ReadOptions(self.text_key, self.id_key, tuple(kept), self.txt_unit)
@@ -174,7 +174,7 @@ class Corpus(Builder[CorpusOptions]):
 
     def told(self) -> Mapping[str, object]:
         """What the settings of MinHash find."""
-        from data_builders._corpus_dedup import found_probability
+        from data_builders._corpus.dedup import found_probability
 
         options = self.options
         if not options.minhash:
@@ -196,9 +196,9 @@ def execute(
 ) -> dict[str, Any]:
     """As `run`. Args: description: for the dataset card."""
     _check_installed()
-    from data_builders import _corpus_run as running
-    from data_builders._corpus_pipeline import Places, check_rules
-    from data_builders._shards import ShardStore
+    from data_builders._corpus import run as running
+    from data_builders._corpus.pipeline import Places, check_rules
+    from data_builders.building.shards import ShardStore
 
     options = corpus.options
     check_rules(options)
@@ -227,9 +227,9 @@ def execute(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see `_runner.py` for its exit status."""
-    from data_builders._command import parse_options
-    from data_builders._runner import DONE, INTERRUPTED, USER_ERROR
+    """The command; see `building/runner.py` for its exit status."""
+    from data_builders.building.command import parse_options
+    from data_builders.building.runner import DONE, INTERRUPTED, USER_ERROR
     from mmreason.report.tokens import printable
 
     def say(text: str) -> None:
@@ -274,12 +274,12 @@ def _prepare(
     corpus: Corpus, places: Places, say: Callable[[str], None], description: str, progress: bool
 ) -> tuple[Setup, list[Stage]]:
     """Inspect the sources, check the folder, write the plan. Raises: ConfigError, DataError."""
-    from data_builders._contamination import load_decontaminator
-    from data_builders._corpus_finish import Finish, Making
-    from data_builders._corpus_pipeline import Setup, make_stages
-    from data_builders._corpus_run import local_executor, run_stages
-    from data_builders._corpus_sources import inspect_files, make_notes, named_files
-    from data_builders._corpus_steps import make_plan, save_plan
+    from data_builders._corpus.finish import Finish, Making
+    from data_builders._corpus.pipeline import Setup, make_stages
+    from data_builders._corpus.run import local_executor, run_stages
+    from data_builders._corpus.sources import inspect_files, make_notes, named_files
+    from data_builders._corpus.steps import make_plan, save_plan
+    from data_builders.building.contamination import load_decontaminator
 
     options = corpus.options
     sources = named_files(options.sources)
@@ -306,9 +306,9 @@ def _prepare(
 
 def _check_settings(corpus: Corpus, sources: Mapping[str, Any]) -> None:
     """What would else come out in the middle of a run. Raises: ConfigError."""
-    from data_builders._corpus_pipeline import rule_filters
-    from data_builders._corpus_rules import check_word_lists
-    from data_builders._corpus_steps import check_tokenizer
+    from data_builders._corpus.pipeline import rule_filters
+    from data_builders._corpus.rules import check_word_lists
+    from data_builders._corpus.steps import check_tokenizer
 
     options = corpus.options
     if options.languages or options.rules:
@@ -317,7 +317,7 @@ def _check_settings(corpus: Corpus, sources: Mapping[str, Any]) -> None:
     if options.harmful_min:
         check_word_lists(options.harmful_words)
     if options.perplexity_model is not None:
-        from data_builders._corpus_perplexity import load_scorer
+        from data_builders._corpus.perplexity import load_scorer
 
         load_scorer(options.perplexity_model)
     if options.tokenizer is not None:
@@ -349,7 +349,7 @@ def _check_languages(options: CorpusOptions) -> None:
 
 
 def _licensed(notes: Sequence[SourceNote], given: str | None, say: Callable[[str], None]) -> list[SourceNote]:
-    from data_builders._manifest import with_licenses
+    from data_builders.building.manifest import with_licenses
 
     found = with_licenses(notes, given)
     for one in found:
@@ -364,15 +364,15 @@ def _check_same(
     """Is what the folder holds of the same making? Raises: ConfigError."""
     import json
 
-    from data_builders._manifest import identity
-    from data_builders._shards import _differences
+    from data_builders.building.manifest import identity
+    from data_builders.building.shards import differences
     from mmreason._files import write_whole
 
     path = places.build / "config.json"
     made_of = json.loads(json.dumps(identity(corpus, notes, test_sets) | {"limit": corpus.options.limit}))
     if path.is_file() and places.stage("clean").is_dir():
         held = json.loads(path.read_text(encoding="utf-8"))
-        if differing := _differences(held, made_of):
+        if differing := differences(held, made_of):
             raise ConfigError(
                 f"another config's manifest in the output folder {corpus.options.out}: use another --out, or delete "
                 f"it. It differs in {'; '.join(differing)}"
@@ -382,7 +382,7 @@ def _check_same(
 
 def _forget_missing(corpus: Corpus, places: Places) -> None:
     """Shards that the manifest names and that are not there any more are written again."""
-    from data_builders._writing import read_manifest
+    from data_builders.building.writing import read_manifest
 
     manifest = read_manifest(places.out) or {}
     for name, told in manifest.get("files", {}).items():
@@ -394,7 +394,7 @@ def _forget_missing(corpus: Corpus, places: Places) -> None:
 
 
 def _starter(options: CorpusOptions, places: Places) -> Callable[[Stage], Any]:
-    from data_builders._corpus_run import local_executor, ray_executor
+    from data_builders._corpus.run import local_executor, ray_executor
 
     if options.executor == "local":
         return lambda stage: local_executor(stage, places, options.processes)
@@ -402,7 +402,7 @@ def _starter(options: CorpusOptions, places: Places) -> Callable[[Stage], Any]:
 
 
 def _plan(places: Places) -> Any:
-    from data_builders._corpus_steps import load_plan
+    from data_builders._corpus.steps import load_plan
 
     load_plan.cache_clear()
     return load_plan(str(places.plan))
@@ -410,7 +410,7 @@ def _plan(places: Places) -> Any:
 
 def _manifest(places: Places, last: Stage) -> dict[str, Any]:
     """What is written, once the last stage is done."""
-    from data_builders._writing import read_manifest
+    from data_builders.building.writing import read_manifest
 
     done = (places.stage(last.name) / "completions" / "00000").exists()
     return (read_manifest(places.out) or {}) if done else {}
@@ -418,7 +418,7 @@ def _manifest(places: Places, last: Stage) -> dict[str, Any]:
 
 def _check_accepted(corpus: Corpus, setup: Setup, say: Callable[[str], None]) -> None:
     """Raises: FewAcceptedError: so few documents are left after cleaning that something must be wrong."""
-    from data_builders._corpus_finish import Making, finish, sum_up
+    from data_builders._corpus.finish import Making, finish, sum_up
 
     options = corpus.options
     total = sum_up(setup.places, Making((), (), 0, setup.tasks, ""))
@@ -445,11 +445,11 @@ def _show_drops(total: Counts, say: Callable[[str], None]) -> None:
 
 def _dry_run(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:
     """Check everything, tell what would be done; writes nothing."""
-    from data_builders._contamination import load_decontaminator
-    from data_builders._corpus_files import read_documents
-    from data_builders._corpus_pipeline import Places, Setup, make_stages
-    from data_builders._corpus_sources import inspect_files, make_notes, named_files
-    from data_builders._corpus_steps import make_plan
+    from data_builders._corpus.files import read_documents
+    from data_builders._corpus.pipeline import Places, Setup, make_stages
+    from data_builders._corpus.sources import inspect_files, make_notes, named_files
+    from data_builders._corpus.steps import make_plan
+    from data_builders.building.contamination import load_decontaminator
 
     options = corpus.options
     sources = named_files(options.sources)

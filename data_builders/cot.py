@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from data_builders._build import Builder, BuildOptions, Made, SourceNote, Task, Tools, option
+from data_builders.building.build import Builder, BuildOptions, Made, SourceNote, Task, Tools, option
 from mmreason.types import ConfigError, DataError, Example
 
 _WAY, _ROWS = "Solutions", "Rows"
@@ -136,8 +136,8 @@ class Cot(Builder[CotOptions]):
     # Input
 
     def sources(self) -> Sequence[SourceNote]:
-        from data_builders._cot_reading import gold_texts
-        from data_builders._sources import read_source
+        from data_builders._cot.reading import gold_texts
+        from data_builders.building.sources import read_source
 
         notes: list[SourceNote] = []
         for source in self.options.data:
@@ -174,7 +174,7 @@ class Cot(Builder[CotOptions]):
         more = ["images"] if any(row.example.get("images") for row in self._rows) else []
         more += ["tools"] if self.options.notes == "tool_calls" or self._calls_tools() else []
         more += ["label", "completions", "labels"] if self.options.form == "process" else []
-        self.columns = (*type(self).columns, *more)  # type: ignore[misc]
+        self.columns = (*type(self).columns, *more)
 
     def _calls_tools(self) -> bool:
         from mmreason.prompting.react import ReAct
@@ -192,8 +192,8 @@ class Cot(Builder[CotOptions]):
     # Solutions
 
     async def make(self, task: Task, tools: Tools) -> Made:
-        from data_builders._cot_asking import problem_of
-        from data_builders._cot_making import Maker
+        from data_builders._cot.asking import problem_of
+        from data_builders._cot.making import Maker
 
         row = cast(_Row, task.data)
         problem = await problem_of(row.example, await self._shots_for(task))
@@ -201,8 +201,8 @@ class Cot(Builder[CotOptions]):
 
     async def _shots_for(self, task: Task) -> list[Any]:
         """Worked examples for a task: drawn by the seed and its id, never the row itself."""
-        from data_builders._cot_asking import problem_of, shot_of
-        from data_builders._cot_notes import without_notes
+        from data_builders._cot.asking import problem_of, shot_of
+        from data_builders._cot.notes import without_notes
 
         row = cast(_Row, task.data)
         if not self.options.shots or self.options.mode == "gold":
@@ -221,7 +221,7 @@ class Cot(Builder[CotOptions]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    from data_builders._runner import run_main
+    from data_builders.building.runner import run_main
 
     return run_main(Cot, CotOptions, argv, description=__doc__)
 

@@ -19,14 +19,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_builders._build import Builder, Drop, Made, SourceNote, Task, Tools
-from data_builders._preferences_options import LOGGED, PreferenceOptions
+from data_builders._preferences.options import LOGGED, PreferenceOptions
+from data_builders.building.build import Builder, Drop, Made, SourceNote, Task, Tools
 from mmreason.types import ConfigError, DataError, Example
 
 if TYPE_CHECKING:
-    from data_builders._preferences_candidates import Group
-    from data_builders._preferences_rank import JudgeSet, Ranked
-    from data_builders._preferences_rows import RowWriter
+    from data_builders._preferences.candidates import Group
+    from data_builders._preferences.rank import JudgeSet, Ranked
+    from data_builders._preferences.rows import RowWriter
     from mmreason.clients.judge_types import Verdict
     from mmreason.clients.safety import SafetyJudge
     from mmreason.clients.votes import Votes, VoteTask
@@ -49,14 +49,14 @@ class Preferences(Builder[PreferenceOptions]):
         self._lengths: list[tuple[int, int]] = []
         self._labels: Counter[bool] = Counter()
         self._labelled: Counter[bool] = Counter()
-        from data_builders._preferences_select import Balance
+        from data_builders._preferences.select import Balance
 
         self._balance = Balance()
 
     @property
     def columns(self) -> Sequence[str]:  # type: ignore[override]
         """Of the rows' form; images and tools only where some row has them, as trainers take the column for a sign."""
-        from data_builders._preferences_rows import COLUMNS
+        from data_builders._preferences.rows import COLUMNS
 
         optional = (*(("tools",) if self._with_tools else ()), *(("images",) if self._pictures else ()))
         return (*COLUMNS[self.options.form], *optional)
@@ -90,7 +90,7 @@ class Preferences(Builder[PreferenceOptions]):
         return notes
 
     def _set(self, name: str) -> tuple[list[Group], list[SourceNote]]:
-        from data_builders._preferences_candidates import groups_of, merged
+        from data_builders._preferences.candidates import groups_of, merged
 
         options = self.options
         if options.candidate_columns:
@@ -117,7 +117,7 @@ class Preferences(Builder[PreferenceOptions]):
 
     def _read(self, name: str, *, column_map: Mapping[str, str] | None) -> tuple[list[Example], SourceNote]:
         """A set's rows; what is dropped is counted."""
-        from data_builders._sources import read_counted
+        from data_builders.building.sources import read_counted
 
         options = self.options
         columns = ("prompt", "completion", "chosen", "rejected", "label", "answer", "tools", "images", "id", "source")
@@ -146,12 +146,12 @@ class Preferences(Builder[PreferenceOptions]):
             self._left_out[name] = self._left_out.get(name, {}) | found
 
     def _rollouts(self, run: str) -> tuple[list[Group], list[SourceNote]]:
-        from data_builders._preferences_candidates import RolloutOptions, rollout_groups
+        from data_builders._preferences.candidates import RolloutOptions, rollout_groups
 
         options = self.options
         problems, notes = None, []
         if options.prompts is not None and options.prompts != LOGGED:
-            from data_builders._sources import read_source
+            from data_builders.building.sources import read_source
 
             settings = {} if options.prompt_template is None else {"prompt_template": options.prompt_template}
             rows, note = read_source(
@@ -167,8 +167,8 @@ class Preferences(Builder[PreferenceOptions]):
         return groups, [note, *notes]
 
     def _read_votes(self) -> SourceNote:
-        from data_builders._preferences_rank import vote_items
-        from data_builders._sources import note
+        from data_builders._preferences.rank import vote_items
+        from data_builders.building.sources import note
         from mmreason.clients.votes import VERDICT
         from mmreason.clients.votes_tools import read_votes
 
@@ -222,7 +222,7 @@ class Preferences(Builder[PreferenceOptions]):
         return (Task(group.id, group) for group in self.groups)
 
     async def make(self, task: Task, tools: Tools) -> Made:
-        from data_builders import _preferences_drawn as drawn
+        from data_builders._preferences import drawn
 
         counts: Counter[str] = Counter()
         drops: list[Drop] = []
@@ -244,8 +244,7 @@ class Preferences(Builder[PreferenceOptions]):
         return not absolute and not (self.options.rank_by == "safety" and self.options.add_refusals)
 
     async def _ranked(self, group: Group, tools: Tools) -> tuple[Group, Ranked]:
-        from data_builders import _preferences_drawn as drawn
-        from data_builders import _preferences_rank as rank
+        from data_builders._preferences import drawn, rank
 
         options = self.options
         order, drop_cycles = options.comparison_order, options.drop_cycles
@@ -266,8 +265,8 @@ class Preferences(Builder[PreferenceOptions]):
         return group, rank.rank_given(group, order, drop_cycles=drop_cycles)
 
     def _judge_set(self, tools: Tools) -> JudgeSet:
-        from data_builders._preferences_drawn import teacher_names
-        from data_builders._preferences_rank import JudgeSet
+        from data_builders._preferences.drawn import teacher_names
+        from data_builders._preferences.rank import JudgeSet
         from mmreason.clients.judge_prompts import CRITERIA
         from mmreason.clients.judge_types import JudgeSettings
 
@@ -308,14 +307,14 @@ class Preferences(Builder[PreferenceOptions]):
         )
 
     def _images(self, group: Group) -> list[bytes]:
-        from data_builders._cot_asking import image_bytes
+        from data_builders.building.pictures import image_bytes
 
         return [image_bytes(cell) for cell in group.example.get("images") or ()]
 
     @property
     def _writer(self) -> RowWriter:
-        from data_builders._preferences_rows import RowWriter
-        from data_builders._preferences_select import PairRules
+        from data_builders._preferences.rows import RowWriter
+        from data_builders._preferences.select import PairRules
         from mmreason.data.prompts import resolve_completion_template
 
         options = self.options
@@ -359,8 +358,8 @@ class Preferences(Builder[PreferenceOptions]):
         return None
 
     def told(self) -> Mapping[str, object]:
-        from data_builders import _preferences_told as told
-        from data_builders._preferences_select import length_report
+        from data_builders._preferences import told
+        from data_builders._preferences.select import length_report
 
         found: dict[str, object] = {"form": self.options.form, "ranked_by": self.options.rank_by}
         if self._left_out:
@@ -384,7 +383,7 @@ class Preferences(Builder[PreferenceOptions]):
 
 def _write_vote_items(options: PreferenceOptions) -> int:
     """Write what people are to vote on. Raises: ConfigError, DataError."""
-    from data_builders._preferences_rank import vote_items
+    from data_builders._preferences.rank import vote_items
     from mmreason.clients.votes import write_items
 
     builder = Preferences(options)
@@ -401,13 +400,13 @@ def _write_vote_items(options: PreferenceOptions) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, see `_runner.py`."""
-    from data_builders._runner import run_main
+    """Command line; returns the exit status, see `building/runner.py`."""
+    from data_builders.building.runner import run_main
 
     words = list(sys.argv[1:] if argv is None else argv)
     if not any(word.lstrip("-").partition("=")[0] == "vote_items" for word in words):
         return run_main(Preferences, PreferenceOptions, words, description=__doc__)
-    from data_builders._command import parse_options
+    from data_builders.building.command import parse_options
     from mmreason.types import MMReasonError
 
     try:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from data_builders._build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
+from data_builders.building.build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
 from mmreason.types import ConfigError, DataError, Example
 
 if TYPE_CHECKING:
-    from data_builders._teacher_novelty import Pool
+    from data_builders._teacher.novelty import Pool
     from mmreason.data.overlap import OverlapIndex
     from mmreason.prompting.types import Problem
 
@@ -101,8 +101,8 @@ class SelfPlay(Builder[SelfPlayOptions]):
     # Input
 
     def sources(self) -> Sequence[SourceNote]:
-        from data_builders._sources import read_source
-        from data_builders._teacher_novelty import Pool
+        from data_builders._teacher.novelty import Pool
+        from data_builders.building.sources import read_source
 
         examples, note = read_source(self.options.data, split=self.options.data_split, format=self.options.format)
         self._parents = [example for example in examples if _is_open(example)]
@@ -114,7 +114,7 @@ class SelfPlay(Builder[SelfPlayOptions]):
                 reason="missing_prompt",
             )
         if self.options.notes == "tool_calls":
-            self.columns = (*type(self).columns, "tools")  # type: ignore[misc]
+            self.columns = (*type(self).columns, "tools")
         self._pool = Pool(self.options.novelty)
         for text in dict.fromkeys(map(_text, self._parents)):
             self._pool.add(text)
@@ -124,8 +124,8 @@ class SelfPlay(Builder[SelfPlayOptions]):
 
     def _read_tests(self) -> SourceNote | None:
         """The parent's test split, indexed. Raises: ConfigError where none is found and none is declined."""
-        from data_builders._sources import read_source
-        from data_builders._teacher_novelty import Pool
+        from data_builders._teacher.novelty import Pool
+        from data_builders.building.sources import read_source
         from mmreason.data.overlap import OverlapIndex
 
         if self.options.test == "none":
@@ -153,8 +153,8 @@ class SelfPlay(Builder[SelfPlayOptions]):
     # One problem
 
     async def make(self, task: Task, tools: Tools) -> Made:
-        from data_builders._cot_asking import Recorder, draw
-        from data_builders._self_play_votes import tally
+        from data_builders._cot.asking import Recorder, draw
+        from data_builders._self_play.votes import tally
         from mmreason.prompting.from_completer import CompleterSample
 
         recorder = Recorder(tools.teacher)
@@ -182,7 +182,7 @@ class SelfPlay(Builder[SelfPlayOptions]):
 
     async def _write(self, task: Task, seeds: Sequence[Example], sample: Any) -> tuple[Problem, Drop | None]:
         """A new problem, and why it can't be used."""
-        from data_builders._self_play_texts import writing_prompt, written_problem
+        from data_builders._self_play.texts import writing_prompt, written_problem
         from mmreason.prompting.prompts import TEXTS, said
         from mmreason.prompting.types import Problem
 
@@ -233,7 +233,7 @@ class SelfPlay(Builder[SelfPlayOptions]):
         meta: Mapping[str, Any],
         counts: Counter[str],
     ) -> tuple[list[Example], list[Drop]]:
-        from data_builders._self_play_votes import rows_of_votes
+        from data_builders._self_play.votes import rows_of_votes
 
         return rows_of_votes(
             name, problem, answer, right, meta, counts, notes=self.options.notes, language=self.options.language,
@@ -286,7 +286,7 @@ def _text(example: Example) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    from data_builders._runner import run_main
+    from data_builders.building.runner import run_main
 
     return run_main(SelfPlay, SelfPlayOptions, argv, description=__doc__)
 

@@ -26,12 +26,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data_builders._cache import keep
-from data_builders._shape_questions import HELD_OUT, LEVELS, OBJECT_TASKS, TASKS, Draw, captioned
-from data_builders._shape_scenes import Objects, Scene
-from data_builders._shape_words import LANGUAGES, Question
-from data_builders._word_templates import distinct
-from data_builders._writing import as_dataset, write_set
+from data_builders._shapes.questions import HELD_OUT, LEVELS, OBJECT_TASKS, TASKS, Draw, captioned
+from data_builders._shapes.scenes import Objects, Scene
+from data_builders._shapes.words import LANGUAGES, Question
+from data_builders._words.templates import distinct
+from data_builders.building.cache import keep
+from data_builders.building.writing import as_dataset, write_set
 from mmreason.types import ConfigError, ContentPart, Example, Message, MMReasonError
 
 __all__ = [
@@ -184,8 +184,8 @@ def split_of(content: Mapping[str, object]) -> Literal["train", "test"]:
 
 def render(scene: Scene) -> bytes:
     """The picture of a scene as a PNG file."""
-    from data_builders._shape_canvas import Canvas
-    from data_builders._shape_png import encode
+    from data_builders._shapes.canvas import Canvas
+    from data_builders._shapes.png import encode
 
     canvas = Canvas(scene.size, scene.background)
     scene.draw(canvas)

@@ -7,7 +7,7 @@ mode: answer (the default) asks every teacher every question of the source. Rows
 is right, rows with tests (HumanEval's form, or `meta.tests`) where the program passes them in the sandbox. Refusals,
 empty and cut-off answers, other languages, loops, and answers under a judge's score are dropped and counted. `choose`
 takes all good answers, the judge's best, or one that most agree on. `top_logprobs: k` keeps the k likeliest tokens of
-each place (data_builders/_teacher_logprobs.py says how).
+each place (data_builders/_teacher/logprobs.py says how).
 
 mode: self_instruct grows new instructions from seed tasks in rounds (Self-Instruct, arXiv 2212.10560); each has a
 ROUGE-L below `novelty` with all others, and gets examples with input and output.
@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from data_builders._build import Builder, Drop, Made, SourceNote, Task, Tools
-from data_builders._teacher_answers import Answerer, image_bytes
-from data_builders._teacher_deepen import Deepen
-from data_builders._teacher_logprobs import pack_logprobs, unpack_logprobs
-from data_builders._teacher_options import Mode, TeacherOptions
-from data_builders._teacher_self_instruct import SelfInstruct
+from data_builders._teacher.answers import Answerer
+from data_builders._teacher.deepen import Deepen
+from data_builders._teacher.logprobs import pack_logprobs, unpack_logprobs
+from data_builders._teacher.options import Mode, TeacherOptions
+from data_builders._teacher.self_instruct import SelfInstruct
+from data_builders.building.build import Builder, Drop, Made, SourceNote, Task, Tools
+from data_builders.building.pictures import image_bytes
 from mmreason.types import Example
 
 __all__ = ["TeacherBuilder", "TeacherOptions", "main", "pack_logprobs", "unpack_logprobs"]
@@ -76,7 +77,7 @@ def read_questions(options: TeacherOptions) -> tuple[list[Example], SourceNote]:
 
     Raises: DataError, ConfigError.
     """
-    from data_builders._sources import read_source
+    from data_builders.building.sources import read_source
 
     examples, note = read_source(options.source, **options.load_options())
     for example in examples:
@@ -134,7 +135,7 @@ class TeacherBuilder(Builder[TeacherOptions]):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from data_builders._runner import run_main
+    from data_builders.building.runner import run_main
 
     return run_main(TeacherBuilder, TeacherOptions, argv, description=__doc__ or "")
 

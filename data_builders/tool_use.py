@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from data_builders._build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
+from data_builders.building.build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
 from mmreason.types import ConfigError, DataError, Example, MMReasonError, OnBadRow
 
 Kind = Literal["solve", "programs", "notes", "calls", "toolformer"]
@@ -155,8 +155,8 @@ class ToolUse(Builder[ToolUseOptions]):
         return options.kind == "solve" or (options.kind == "toolformer" and options.calls_from == "teacher")
 
     def sources(self) -> Sequence[SourceNote]:
-        from data_builders._sources import read_source
-        from data_builders._tool_use_errors import check_mistakes
+        from data_builders._tool_use.errors import check_mistakes
+        from data_builders.building.sources import read_source
 
         check_mistakes(self.options.mistakes or (), self.options.written)
         options = self.options
@@ -215,7 +215,7 @@ class ToolUse(Builder[ToolUseOptions]):
 
     def _tool_sources(self) -> list[SourceNote]:
         """The files behind the tools: corpora, tables, data bases."""
-        from data_builders._sources import note, read_raw
+        from data_builders.building.sources import note, read_raw
 
         found = []
         for entry, tool in zip(self._tools.get("tools", ()), self._made_tools, strict=False):
@@ -246,9 +246,9 @@ class ToolUse(Builder[ToolUseOptions]):
 
     @cached_property
     def _shop(self) -> Any:
-        from data_builders._tool_use_errors import mistakes_of
-        from data_builders._tool_use_rows import Workshop
-        from data_builders._tool_use_trace import Writing
+        from data_builders._tool_use.errors import mistakes_of
+        from data_builders._tool_use.rows import Workshop
+        from data_builders._tool_use.trace import Writing
         from mmreason.prompting.react import ReAct
         from mmreason.tools.toolbox import Toolbox
 
@@ -286,9 +286,9 @@ class ToolUse(Builder[ToolUseOptions]):
 
     @cached_property
     def _toolformer(self) -> Any:
-        from data_builders._tool_use_filter import load_losses
-        from data_builders._tool_use_inline import InlineForm
-        from data_builders._tool_use_toolformer import Toolformer
+        from data_builders._tool_use.filter import load_losses
+        from data_builders._tool_use.inline import InlineForm
+        from data_builders._tool_use.toolformer import Toolformer
 
         options = self.options
         assert options.scorer is not None
@@ -314,8 +314,7 @@ class ToolUse(Builder[ToolUseOptions]):
                 yield Task(f"{example['id']}:{draw}" if draws > 1 else str(example["id"]), (example, draw))
 
     async def make(self, task: Task, tools: Tools) -> Made:
-        from data_builders import _tool_use_gold as gold
-        from data_builders import _tool_use_solve as solve
+        from data_builders._tool_use import gold, solve
 
         example, draw = task.data
         if missing := self._missing(example):
@@ -368,7 +367,7 @@ def _try_sandbox(toolbox: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: build, or `replay FOLDER [--split NAME]`."""
-    from data_builders._runner import run_main
+    from data_builders.building.runner import run_main
 
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["replay"]:
@@ -385,7 +384,7 @@ def replay_main(argv: Sequence[str]) -> int:
     parser.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
     parser.add_argument("--show", type=int, default=10, help="differences to show (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    from data_builders._tool_use_replay import replay_all
+    from data_builders._tool_use.replay import replay_all
 
     try:
         rows = _built_rows(arguments.folder, arguments.split)
@@ -402,7 +401,7 @@ def replay_main(argv: Sequence[str]) -> int:
 def _built_rows(folder: str, split: str) -> list[Example]:
     import pyarrow.parquet as parquet
 
-    from data_builders._sources import read_source
+    from data_builders.building.sources import read_source
 
     files = sorted(Path(folder).glob(f"{split}-*.parquet"))
     if not files:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_builders._build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
-from data_builders._runner import run_main
+from data_builders.building.build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
+from data_builders.building.runner import run_main
 from mmreason.types import ConfigError, Example
 
 TASKS = ("instruct", "captions", "scienceqa", "charts", "geometry")
@@ -146,7 +146,7 @@ class VisualInstruct(Builder[VisualOptions]):
         return notes
 
     def _read_lessons(self, source: str, before: str) -> list[SourceNote]:
-        from data_builders._visual_scienceqa import read_lessons
+        from data_builders._visual.scienceqa import read_lessons
 
         options = self.options
         lessons, note, lacking = read_lessons(
@@ -157,8 +157,8 @@ class VisualInstruct(Builder[VisualOptions]):
         return self._notes(source, note, [lesson.image for lesson in lessons])
 
     def _read(self, source: str, before: str) -> list[SourceNote]:
-        from data_builders._visual_making import Asked, Writer, Writing, languages_of
-        from data_builders._visual_rows import read_pictures
+        from data_builders._visual.making import Asked, Writer, Writing, languages_of
+        from data_builders._visual.rows import read_pictures
 
         options = self.options
         pictures, note, lacking = read_pictures(
@@ -185,15 +185,15 @@ class VisualInstruct(Builder[VisualOptions]):
         return self._notes(source, note, [picture.image for picture in pictures])
 
     def _notes(self, source: str, note: SourceNote, images: Sequence[Any]) -> list[SourceNote]:
-        from data_builders._visual_rows import images_note
+        from data_builders._visual.rows import images_note
 
         found = images_note(images, str(self.options.image_root or source), note.license)
         return [note] if found is None else [note, found]
 
     def _check_annotated(self, picture: Any) -> None:
         """Raises: ConfigError where nothing could be written of a picture."""
-        from data_builders._visual_captions import captions_in
-        from data_builders._visual_making import languages_of
+        from data_builders._visual.captions import captions_in
+        from data_builders._visual.making import languages_of
 
         options = self.options
         by_teacher = self.needs_endpoint()
@@ -224,15 +224,15 @@ class VisualInstruct(Builder[VisualOptions]):
     async def make(self, task: Task, tools: Tools) -> Made:
         options = self.options
         if options.task in _DRAWN:
-            from data_builders._visual_drawing import draw_row
+            from data_builders._visual.drawing import draw_row
 
             return draw_row(options, task, self.name)
         if options.task == "scienceqa":
-            from data_builders._visual_scienceqa import make_lesson
+            from data_builders._visual.scienceqa import make_lesson
 
             return make_lesson(task.data, task.id, self.name, lecture=options.lecture)
         if not self.needs_endpoint():
-            from data_builders._visual_captions import caption_row
+            from data_builders._visual.captions import caption_row
 
             return caption_row(options, task, self.name)
         made: Made = await self._writer.write(task.data, task.id, tools.teacher)
@@ -252,7 +252,7 @@ class VisualInstruct(Builder[VisualOptions]):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, see `data_builders._runner`."""
+    """Command line; returns the exit status, see `data_builders.building.runner`."""
     return run_main(VisualInstruct, VisualOptions, argv, description=__doc__)
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from data_builders import _word_clauses_en, _word_clauses_zh
-from data_builders._cache import keep
-from data_builders._word_templates import LARGEST, TEMPLATES, Template, one
-from data_builders._writing import as_dataset, write_set
+from data_builders._words import clauses_en, clauses_zh
+from data_builders._words.templates import LARGEST, TEMPLATES, Template, one
+from data_builders.building.cache import keep
+from data_builders.building.writing import as_dataset, write_set
 from mmreason.types import ConfigError, Example, Message, MMReasonError
 
 __all__ = [
@@ -64,7 +64,7 @@ LEVELS: dict[str, tuple[int, ...]] = {
 """Level -> numbers of steps, each entry as frequent as the others (as far as the split has templates for it)."""
 SPLITS = ("train", "test", "unseen_templates")
 STYLES = ("rationale", "bare", "mixed")
-LANGUAGES: dict[str, ModuleType] = {"en": _word_clauses_en, "zh": _word_clauses_zh}
+LANGUAGES: dict[str, ModuleType] = {"en": clauses_en, "zh": clauses_zh}
 
 
 class Story(NamedTuple):

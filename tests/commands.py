@@ -259,7 +259,7 @@ def adapters_options() -> set[str]:
 
 def builder_options() -> set[str]:
     """The names of the options of all builders that run as docs/builders.md says."""
-    from data_builders._build import BuildOptions
+    from data_builders.building.build import BuildOptions
 
     for path in (ROOT / "data_builders").glob("[!_]*.py"):
         importlib.import_module(f"data_builders.{path.stem}")

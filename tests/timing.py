@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-# Seconds that `_work` takes on the quiet two-core x86-64 virtual machine (CPython 3.11) of the docs' numbers.
+# Seconds that `building.work` takes on the quiet two-core x86-64 virtual machine (CPython 3.11) of the docs' numbers.
 _REFERENCE_S = 0.0085
 _ROUNDS = 7
 

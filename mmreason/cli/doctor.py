@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmreason._files import write_whole
-from mmreason._functions import did_you_mean
 from mmreason.config import parse_config
 from mmreason.types import ConfigError
 
@@ -116,8 +115,10 @@ def run_doctor(arguments: Sequence[str]) -> int:
     Raises:
         MMReasonError: what the user can put right.
     """
+    from mmreason.clients.settings import parse_endpoint
+
     config = parse_arguments(arguments)
-    endpoint = None if config.judge is None else endpoint_config(config.judge)
+    endpoint = None if config.judge is None else parse_endpoint(config.judge, "judge")
     recipe = None if config.recipe_config is None else read_recipe(config.recipe_config)
     from mmreason.data.doctor import examine
 
@@ -138,19 +139,6 @@ def run_doctor(arguments: Sequence[str]) -> int:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Settings
-
-
-def endpoint_config(judge: Mapping[str, Any]) -> Any:
-    """The judge's server. Raises: ConfigError naming an unknown or missing setting."""
-    from mmreason.clients.settings import EndpointConfig
-
-    known = [f.name for f in fields(EndpointConfig)]
-    for name in judge:
-        if name not in known:
-            raise ConfigError(f"judge: unknown setting {name!r}; known: {', '.join(known)}.{did_you_mean(name, known)}")
-    if "base_url" not in judge or "model" not in judge:
-        raise ConfigError("judge: give base_url and model, e.g. {base_url: http://localhost:8000/v1, model: NAME}")
-    return EndpointConfig(**judge)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mmreason._functions import did_you_mean
 from mmreason.clients.keys import check_address, check_variable
 from mmreason.clients.ledger import Ledger
 from mmreason.clients.prices import Price, load_prices, parse_price, require_price
 from mmreason.clients.wire import LimitField
+from mmreason.config import parse_config
 from mmreason.types import ConfigError
 
 MAX_CONCURRENCY = 1000
@@ -169,3 +172,28 @@ class LedgerConfig:
             return config
         given = {"input": found.input, "output": found.output, "cached": found.cached, "batch": found.batch}
         return replace(config, price={name: float(value) for name, value in given.items() if value is not None})
+
+
+def parse_endpoint(settings: Mapping[str, Any], what: str) -> EndpointConfig:
+    """Settings from a user's mapping, each checked for its type.
+
+    Args: what: the option's name, for messages.
+    Raises: ConfigError.
+    """
+    known = [f.name for f in fields(EndpointConfig)]
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{what}: expected settings such as {{base_url: …, model: …}}, got {settings!r}")
+    for name in settings:
+        if name not in known:
+            raise ConfigError(
+                f"{what}: unknown setting {name!r}; known: {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
+    try:
+        return parse_config(EndpointConfig, words)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{what}: {line}" for line in str(error).splitlines())) from None
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,7 +14,7 @@ from mmreason.report.page import _asset, _hash
 def render_build(facts: Mapping[str, Any]) -> str:
     """The page as text. What rows and models say is escaped, and no script may run on it.
 
-    Args: facts: manifest, lengths, variety, drops and rows, see `report_facts` of data_builders._build_report.
+    Args: facts: manifest, lengths, variety, drops and rows, see `report_facts` of data_builders.building.report.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from data_builders._shape_glyphs import LARGE, SMALL
+from data_builders._shapes.glyphs import LARGE, SMALL
 
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 130, "blue": 222, "purple": 282}
 Pixels = NDArray[np.uint8]

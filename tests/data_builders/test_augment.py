@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders._augment_distract import distract
-from data_builders._augment_splits import family_of
-from data_builders._augment_texts import addition_fault, read_answer, read_problem, wording_fault
-from data_builders._runner import run
+from data_builders._augment.distract import distract
+from data_builders._augment.splits import family_of
+from data_builders._augment.texts import addition_fault, read_answer, read_problem, wording_fault
 from data_builders.augment import AugmentBuilder, AugmentOptions, main, split_by_parent
+from data_builders.building.runner import run
 from mmreason.clients.types import Reply, Request
 from mmreason.types import ConfigError, DataError, Example
 from tests.clients.server import running_server

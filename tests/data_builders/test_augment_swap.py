@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from data_builders._augment_numbers import another, plausible, tokens_of, written
-from data_builders._augment_swap import NoSwapError, NumberSwap, Swap, swap_numbers
+from data_builders._augment.numbers import another, plausible, tokens_of, written
+from data_builders._augment.swap import NoSwapError, NumberSwap, Swap, swap_numbers
 
 OPERATORS: dict[type[ast.AST], Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

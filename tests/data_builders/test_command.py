@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from data_builders._build import BuildOptions
-from data_builders._command import parse_options
+from data_builders.building.build import BuildOptions
+from data_builders.building.command import parse_options
 from mmreason.types import ConfigError
 
 

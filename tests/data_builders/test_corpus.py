@@ -76,7 +76,7 @@ def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 def test_all_planted_copies_are_found(built: tuple[Path, dict[str, Any]], planted: Planted) -> None:
-    from data_builders._corpus_dedup import MinhashSignature, minhash_config
+    from data_builders._corpus.dedup import MinhashSignature, minhash_config
 
     signature = MinhashSignature(built[0], minhash_config(5, 14, 8, 0), ["en"])
     texts = {row["id"]: row["text"] for row in planted.rows}
@@ -318,7 +318,7 @@ def test_a_dry_run_checks_and_writes_nothing(small: Path, capsys: pytest.Capture
 def test_a_full_disk_ends_the_run_cleanly(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from data_builders import _writing
+    from data_builders.building import writing as _writing
     from mmreason.types import MMReasonError
 
     written = _writing.write_parquet

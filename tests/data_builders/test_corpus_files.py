@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("datatrove", reason="the extra `corpus` is not installed")
 
-from data_builders._corpus_files import RawFile, ReadOptions, find_files, inspect_file, read_documents
-from data_builders._corpus_steps import make_plan
+from data_builders._corpus.files import RawFile, ReadOptions, find_files, inspect_file, read_documents
+from data_builders._corpus.steps import make_plan
 from mmreason.types import ConfigError, DataError
 
 TEXTS = ["First text.\nWith two lines, é and 你好.", "Second text.", "Third one; it is last."]

@@ -17,10 +17,10 @@ pytest.importorskip("datatrove", reason="the extra `corpus` is not installed")
 
 from datatrove.data import Document
 
-from data_builders._corpus_dedup import draw, found_probability, later_ones, thresholds
-from data_builders._corpus_perplexity import CharacterModel, load_scorer
-from data_builders._corpus_pipeline import check_rules, rule_filters
-from data_builders._corpus_rules import HarmfulRule, LanguageRule
+from data_builders._corpus.dedup import draw, found_probability, later_ones, thresholds
+from data_builders._corpus.perplexity import CharacterModel, load_scorer
+from data_builders._corpus.pipeline import check_rules, rule_filters
+from data_builders._corpus.rules import HarmfulRule, LanguageRule
 from data_builders.corpus import CorpusOptions, main
 from mmreason.types import ConfigError
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders._corpus_pii import KINDS, PLACEHOLDERS, Kind, is_card, is_chinese_id, is_iban, mask
+from data_builders._corpus.pii import KINDS, PLACEHOLDERS, Kind, is_card, is_chinese_id, is_iban, mask
 
 EMAILS = (
     "a@b.co", "john.doe@example.com", "JOHN+tag@Mail.Example.ORG", "first_last-x@sub.domain.co.uk",

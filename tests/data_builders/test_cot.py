@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data_builders._cot_forms import is_verified
-from data_builders._cot_rationale import cleaned, standing, steps_of
-from data_builders._runner import run
+from data_builders._cot.forms import is_verified
+from data_builders._cot.rationale import cleaned, standing, steps_of
+from data_builders.building.runner import run
 from data_builders.cot import Cot, CotOptions
 from mmreason.answers import verify
 from mmreason.data import load_examples

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders._cot_equations import canonical_expression, equations, path_key
-from data_builders._cot_notes import as_tool_calls, recompute
-from data_builders._cot_paths import choose_paths, distances
+from data_builders._cot.equations import canonical_expression, equations, path_key
+from data_builders._cot.notes import as_tool_calls, recompute
+from data_builders._cot.paths import choose_paths, distances
 
 # --------------------------------------------------------------------------------------------------------------------
 # Notes against an independent evaluator: Python's parser and fractions

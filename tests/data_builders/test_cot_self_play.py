@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_builders._runner import run
-from data_builders._self_play_texts import written_problem
+from data_builders._self_play.texts import written_problem
+from data_builders.building.runner import run
 from data_builders.self_play import SelfPlay, SelfPlayOptions, main
 from mmreason.data.reader import read_rows
 from mmreason.types import ConfigError, DataError

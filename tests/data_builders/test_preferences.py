@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_builders._preferences_options import PreferenceOptions
-from data_builders._runner import run
+from data_builders._preferences.options import PreferenceOptions
+from data_builders.building.runner import run
 from data_builders.preferences import Preferences, main
 from mmreason.clients.agreement import cohen_kappa
 from mmreason.clients.types import EndpointError, Reply, Request

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_builders._preferences_options import PreferenceOptions
-from data_builders._runner import run
+from data_builders._preferences.options import PreferenceOptions
+from data_builders.building.runner import run
 from data_builders.preferences import Preferences, main
 from tests.clients.server import Running, running_server
 from tests.data_builders.teaching import Ruled, kill_when, manifest_of, rows_in, words, write_rows

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders._preferences_corrupt import corruptions, equations_of, near_values, other_choices, restated
-from data_builders._preferences_select import is_near, likeness
+from data_builders._preferences.corrupt import corruptions, equations_of, near_values, other_choices, restated
+from data_builders._preferences.select import is_near, likeness
 from mmreason.answers import verify
 from mmreason.data import load_examples
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders._preferences_order import (
+from data_builders._preferences.order import (
     Levels,
     bradley_terry,
     levels_of,

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_builders import _shards, _taking
-from data_builders._build import Drop, Made, Task, Tools
-from data_builders._runner import execute, run
+from data_builders.building import shards as _shards
+from data_builders.building import taking as _taking
+from data_builders.building.build import Drop, Made, Task, Tools
+from data_builders.building.runner import execute, run
 from mmreason.types import ConfigError, DataError, Example, MMReasonError
 from tests.data_builders.toy import (
     Rounds,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data_builders._runner import run
+from data_builders.building.runner import run
 from mmreason.clients.ledger import Ledger
 from tests.clients.server import ROOT, Running, running_server
 from tests.data_builders.toy import Scripted, files_of, main, rows_of, toy, write_questions

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from data_builders._build import Made, Task, Tools
-from data_builders._runner import execute
+from data_builders.building.build import Made, Task, Tools
+from data_builders.building.runner import execute
 from mmreason.clients.types import Request
 from mmreason.types import ConfigError
 from tests.clients.server import running_server

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from data_builders import _contamination
-from data_builders._build import Made, Task, Tools
-from data_builders._contamination import BENCHMARKS, load_decontaminator, named_sets
-from data_builders._manifest import masked
-from data_builders._runner import execute, run
-from data_builders._sources import read_raw, read_source
+from data_builders.building import contamination as _contamination
+from data_builders.building.build import Made, Task, Tools
+from data_builders.building.contamination import BENCHMARKS, load_decontaminator, named_sets
+from data_builders.building.manifest import masked
+from data_builders.building.runner import execute, run
+from data_builders.building.sources import read_raw, read_source
 from mmreason.types import ConfigError, DataError, Example
 from tests.data_builders.toy import Scripted, Toy, files_of, rows_of, toy, write_questions
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_builders._writing import COLUMNS
+from data_builders.building.writing import COLUMNS
 from data_builders.shapes import SPLITS, VERSION, as_dataset, build, cached, generate, main
 from mmreason.data import load_examples
 from mmreason.types import ConfigError

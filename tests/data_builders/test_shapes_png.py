@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_builders._shape_png import encode
+from data_builders._shapes.png import encode
 
 
 def decoded(file: bytes) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_builders._runner import run
-from data_builders._teacher_code import function_head, whole_program
+from data_builders._teacher.code import function_head, whole_program
+from data_builders.building.runner import run
 from data_builders.teacher import TeacherBuilder, main, unpack_logprobs
 from mmreason.clients.types import EndpointError, Reply, Request, TokenLogprob
 from mmreason.tools.code_tests import FunctionTest, run_tests

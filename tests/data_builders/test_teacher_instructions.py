@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders._runner import run
-from data_builders._teacher_filters import AnswerFilter, ends_in_loop, repeated_share
-from data_builders._teacher_language import language_of, other_language
-from data_builders._teacher_logprobs import pack_logprobs, unpack_logprobs
-from data_builders._teacher_novelty import Pool, rouge_l
-from data_builders._teacher_prompts import numbered, read_examples, read_numbered, read_task
-from data_builders._teacher_rules import copied_prompt, gives_up, instruction_fault, says_nothing
+from data_builders._teacher.filters import AnswerFilter, ends_in_loop, repeated_share
+from data_builders._teacher.language import language_of, other_language
+from data_builders._teacher.logprobs import pack_logprobs, unpack_logprobs
+from data_builders._teacher.novelty import Pool, rouge_l
+from data_builders._teacher.prompts import numbered, read_examples, read_numbered, read_task
+from data_builders._teacher.rules import copied_prompt, gives_up, instruction_fault, says_nothing
+from data_builders.building.runner import run
 from data_builders.teacher import TeacherBuilder, main
 from mmreason.clients.types import Reply, Request, TokenLogprob
 from tests.clients.server import running_server

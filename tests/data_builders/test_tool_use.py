@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from data_builders._runner import run
-from data_builders._tool_use_errors import MISTAKES, plant
-from data_builders._tool_use_replay import replay
-from data_builders._tool_use_trace import Trace, Turn, Writing, recorded_calls, rows_of, run_turn
+from data_builders._tool_use.errors import MISTAKES, plant
+from data_builders._tool_use.replay import replay
+from data_builders._tool_use.trace import Trace, Turn, Writing, recorded_calls, rows_of, run_turn
+from data_builders.building.runner import run
 from data_builders.tool_use import ToolUse, ToolUseOptions, main
 from mmreason.clients.types import Reply, Request
 from mmreason.tools.registry import load_tools

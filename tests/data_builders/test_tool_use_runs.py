@@ -124,7 +124,7 @@ def test_a_server_that_ends_a_trace_with_native_calls(tmp_path: Path) -> None:
 
 def test_rows_with_calls_render_with_loss_on_the_way_back_only(tmp_path: Path) -> None:
     """Through the renderer that every recipe uses, with a chat template that has a place for calls."""
-    from data_builders._runner import run
+    from data_builders.building.runner import run
     from data_builders.tool_use import ToolUse, ToolUseOptions
     from mmreason.data.supervised_rendering import render_supervised
     from mmreason.models.tiny import tiny_tokenizer

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_builders._runner import run
-from data_builders._tool_use_inline import InlineForm, of_notes
-from data_builders._tool_use_replay import replay
+from data_builders._tool_use.inline import InlineForm, of_notes
+from data_builders._tool_use.replay import replay
+from data_builders.building.runner import run
 from data_builders.tool_use import ToolUse, ToolUseOptions, main
 from mmreason.tools.registry import load_tools
 from mmreason.tools.toolbox import Toolbox
@@ -136,7 +136,7 @@ def loop_loss(model: Any, tokenizer: Any, prefix: str, text: str, place: int) ->
 def test_losses_are_those_of_a_literal_loop(trained: str, batch_size: int) -> None:
     import torch
 
-    from data_builders._tool_use_filter import WEIGHTS, load_losses
+    from data_builders._tool_use.filter import WEIGHTS, load_losses
 
     assert sum(WEIGHTS) == pytest.approx(1.0) and len(WEIGHTS) == 5
     scorer = load_losses(trained, device="cpu", dtype="float64", batch_size=batch_size)
@@ -151,7 +151,7 @@ def test_losses_are_those_of_a_literal_loop(trained: str, batch_size: int) -> No
 
 
 def test_long_texts_lose_their_beginning_and_nothing_else(trained: str) -> None:
-    from data_builders._tool_use_filter import CallLosses, load_losses
+    from data_builders._tool_use.filter import CallLosses, load_losses
 
     whole = load_losses(trained, device="cpu")
     short = CallLosses(whole.model, whole.tokenizer, max_length=60)
@@ -165,7 +165,7 @@ def test_long_texts_lose_their_beginning_and_nothing_else(trained: str) -> None:
 
 
 def test_a_place_with_nothing_behind_it_is_an_error(trained: str) -> None:
-    from data_builders._tool_use_filter import load_losses
+    from data_builders._tool_use.filter import load_losses
 
     with pytest.raises(ValueError, match="nothing follows place 3"):
         load_losses(trained, device="cpu").judge("abc", [(3, "[Calculator(1)]", "[Calculator(1) → 1]")])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_builders._visual_grounding import Ground, chinese_name, lexicon, plural_of, ungrounded
+from data_builders._visual.grounding import Ground, chinese_name, lexicon, plural_of, ungrounded
 
 
 def words_of(text: str) -> list[str]:

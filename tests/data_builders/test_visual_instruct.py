@@ -14,9 +14,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_builders import visual_instruct
-from data_builders._visual_grounding import Ground, ungrounded
-from data_builders._visual_making import without_hallucinated
-from data_builders._visual_scienceqa import contradiction
+from data_builders._visual.grounding import Ground, ungrounded
+from data_builders._visual.making import without_hallucinated
+from data_builders._visual.scienceqa import contradiction
 from mmreason.answers.verify import verify
 from tests.clients.server import Running
 from tests.data_builders.teaching import kill_when, manifest_of, rows_in, words, write_rows

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_builders._build import Task
-from data_builders._visual_drawing import draw_row
-from data_builders._visual_proofs import Proved, Step, checked
+from data_builders._visual.drawing import draw_row
+from data_builders._visual.proofs import Proved, Step, checked
+from data_builders.building.build import Task
 from data_builders.shapes import split_of
 from data_builders.visual_instruct import VisualInstruct, VisualOptions
 from mmreason.answers.verify import verify

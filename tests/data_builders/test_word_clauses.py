@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from data_builders._word_templates import LARGEST, SMALLEST, TEMPLATES, distinct, one
+from data_builders._words.templates import LARGEST, SMALLEST, TEMPLATES, distinct, one
 from data_builders.word_problems import LANGUAGES, generate
 
 TONGUES = list(LANGUAGES.items())
@@ -113,7 +113,7 @@ def test_a_clause_that_comes_again_is_said_in_another_way(language: str) -> None
 
 def test_english_pronouns_have_one_reading() -> None:
     """Beside the person of the story, who is "he" or "she", no one of that gender stands in a story with pronouns."""
-    from data_builders import _word_clauses_en as en
+    from data_builders._words import clauses_en as en
 
     for row in generate(5000, 10, level="mix"):
         text = str(row["prompt"][0]["content"])  # type: ignore[index]

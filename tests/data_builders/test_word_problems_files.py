@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from data_builders import word_problems
-from data_builders._cache import cache_root
-from data_builders._writing import COLUMNS
+from data_builders.building.cache import cache_root
+from data_builders.building.writing import COLUMNS
 from data_builders.word_problems import SPLITS, VERSION, as_dataset, build, cached, generate, main
 from mmreason.data import load_examples
 from mmreason.types import ConfigError, MMReasonError
@@ -308,7 +308,7 @@ def test_one_waits_while_another_builds(home: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_while_building(home: Path) -> None:
     kill = (
-        "import os, signal; from data_builders import _writing as w\n"
+        "import os, signal; from data_builders.building import writing as w\n"
         "def killed(path, data):\n    path.with_name('half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "w.write_whole = killed"
     )

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_builders._build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
-from data_builders._runner import run_main
-from data_builders._sources import read_source
+from data_builders.building.build import Builder, BuildOptions, Drop, Made, SourceNote, Task, Tools, option
+from data_builders.building.runner import run_main
+from data_builders.building.sources import read_source
 from mmreason.clients.types import EndpointError, Reply, Request
 from mmreason.types import Example
 

@@ -329,7 +329,15 @@ OTHER_NAMES = """
 def names_in_code() -> set[str]:
     """What the packages define that the pages about them speak of: functions, parameters, fields, literal words."""
     package, found = ROOT / "mmreason", set()
-    for folder in ("tools", "clients", "prompting", "data", "models", "_adapters.py", "../data_builders/_build.py"):
+    for folder in (
+        "tools",
+        "clients",
+        "prompting",
+        "data",
+        "models",
+        "_adapters.py",
+        "../data_builders/building/build.py",
+    ):
         for path in [package / folder] if folder.endswith(".py") else (package / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
