@@ -137,7 +137,7 @@ def run_ours(source: Path, out: Path) -> None:
     run(
         Corpus(
             CorpusOptions(
-                sources=[f"pages={source}"],
+                source=[f"pages={source}"],
                 out=out,
                 decontaminate=[],
                 rules=["repetition", "gopher"],

@@ -1,6 +1,6 @@
 """Raw text becomes a clean, deduplicated corpus for pretraining, by datatrove on local cores, Slurm or Ray.
 
-    python -m data_builders.corpus --sources web=crawl/*.warc.gz books=books/ --out corpus --tokenizer models/base
+    python -m data_builders.corpus --source web=crawl/*.warc.gz books=books/ --out corpus --tokenizer models/base
     mmreason build corpus --config corpus.yaml workers=32
     mmreason build corpus --config corpus.yaml --executor slurm --slurm.partition cpu --slurm.time 08:00:00
 
@@ -37,7 +37,7 @@ _KINDS: tuple[Literal["email", "id", "card", "ip", "phone"], ...] = ("email", "i
 class CorpusOptions(BuildOptions):
     """The options of `mmreason build corpus`; see the `help` of each field."""
 
-    sources: list[str] = field(
+    source: list[str] = field(
         metadata=option("Files, folders or patterns, as PATH or NAME=PATH; of copies the earlier source's stays.", _IN)
     )
     text_key: str = field(default="text", metadata=option("Field of the text in JSON lines and parquet.", _IN))
@@ -125,8 +125,8 @@ class CorpusOptions(BuildOptions):
         super().__post_init__()
         if self.teacher is not None or self.quote:
             raise ConfigError("corpus asks no teacher: leave out --teacher and --quote")
-        if not self.sources:
-            raise ConfigError("--sources is empty: name files, folders or patterns")
+        if not self.source:
+            raise ConfigError("--source is empty: name files, folders or patterns")
         for name in ("minhash_ngrams", "minhash_buckets", "minhash_rows", "simhash_shingle", "workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
@@ -282,7 +282,7 @@ def _prepare(
     from data_builders.building.contamination import load_decontaminator
 
     options = corpus.options
-    sources = named_files(options.sources)
+    sources = named_files(options.source)
     files = [file for held in sources.values() for file in held]
     _check_settings(corpus, sources)
 
@@ -290,7 +290,7 @@ def _prepare(
         run_stages([stage], places, lambda one: local_executor(one, places, options.processes), say, progress=progress)
 
     found = inspect_files(files, options, places, here)
-    notes = _licensed(make_notes(sources, options.sources, found), options.license, say)
+    notes = _licensed(make_notes(sources, options.source, found), options.license, say)
     test_sets = load_decontaminator(options.decontaminate, places.build)
     _check_same(corpus, notes, test_sets.sets, places)
     plan = make_plan(files, [one.rows for one in found], options.tasks_per_shard, options.limit)
@@ -452,11 +452,11 @@ def _dry_run(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:
     from data_builders.building.contamination import load_decontaminator
 
     options = corpus.options
-    sources = named_files(options.sources)
+    sources = named_files(options.source)
     files = [file for held in sources.values() for file in held]
     _check_settings(corpus, sources)
     found = inspect_files(files, options, None, lambda _: None)
-    _licensed(make_notes(sources, options.sources, found), options.license, say)
+    _licensed(make_notes(sources, options.source, found), options.license, say)
     test_sets = load_decontaminator(options.decontaminate, None)
     tasks = make_plan(files, [one.rows for one in found], options.tasks_per_shard, options.limit)[1]
     if not tasks:

@@ -1,7 +1,7 @@
 """Chain of thought: rationales by a teacher or from the set's own solutions, each with a verified answer.
 
-    python -m data_builders.cot --data gsm8k/train.jsonl --mode gold --out cot-gold
-    python -m data_builders.cot --data gsm8k/train.jsonl --out cot --strategy zero_shot_cot --k 8 --max_paths 4 \\
+    python -m data_builders.cot --source gsm8k/train.jsonl --mode gold --out cot-gold
+    python -m data_builders.cot --source gsm8k/train.jsonl --out cot --strategy zero_shot_cot --k 8 --max_paths 4 \\
         --teacher.base_url http://localhost:8000/v1 --teacher.model NAME
 
 Any set of prompts with answers that `mmreason.data` reads will do: GSM8K, MATH, AQuA, SVAMP, ScienceQA with its images.
@@ -28,8 +28,8 @@ _WAY, _ROWS = "Solutions", "Rows"
 class CotOptions(BuildOptions):
     """The options of `mmreason build cot`."""
 
-    data: list[str] = field(metadata=option("Sets with questions and answers: files, folders, hub ids.", _ROWS))
-    data_split: str = field(default="train", metadata=option("Split of these sets, such as train[:1000].", _ROWS))
+    source: list[str] = field(metadata=option("Sets with questions and answers: files, folders, hub ids.", _ROWS))
+    source_split: str = field(default="train", metadata=option("Split of these sets, such as train[:1000].", _ROWS))
     format: str = field(default="auto", metadata=option("How their rows are read, see `mmreason doctor`.", _ROWS))
     column_map: dict[str, str] | None = field(
         default=None, metadata=option("Our field -> their column: {prompt: Body, answer: Gold}.", _ROWS)
@@ -91,8 +91,8 @@ class CotOptions(BuildOptions):
             raise ConfigError(f"rationalize must be at least 0, not {self.rationalize}")
         if not 0 < self.soft_threshold <= 1:
             raise ConfigError(f"soft_threshold must be above 0 and at most 1, not {self.soft_threshold}")
-        if not self.data:
-            raise ConfigError("data: give at least one set, --data PATH")
+        if not self.source:
+            raise ConfigError("source: give at least one set, --source PATH")
         if self.form == "process" and self.notes == "tool_calls":
             raise ConfigError("form process has steps of text: notes can be stripped or kept, not run as tool calls")
         if self.form in ("label_rationale", "two_turn") and self.notes == "tool_calls":
@@ -140,21 +140,21 @@ class Cot(Builder[CotOptions]):
         from data_builders.building.sources import read_source
 
         notes: list[SourceNote] = []
-        for source in self.options.data:
+        for source in self.options.source:
             settings: dict[str, Any] = {
                 "format": self.options.format, "column_map": self.options.column_map,
                 "image_root": self.options.image_root, "on_bad_row": self.options.on_bad_row,
             }  # fmt: skip
-            examples, note = read_source(source, split=self.options.data_split, **settings)
+            examples, note = read_source(source, split=self.options.source_split, **settings)
             notes.append(note)
-            texts = gold_texts(examples, source, self.options.data_split)
+            texts = gold_texts(examples, source, self.options.source_split)
             self._rows += [_Row(example, text) for example, text in zip(examples, texts, strict=True)]
         self._check_rows()
         self._set_columns()
         return notes
 
     def _check_rows(self) -> None:
-        listed = ", ".join(self.options.data)
+        listed = ", ".join(self.options.source)
         if not any(row.example.get("answer") for row in self._rows):
             raise DataError(
                 f"{listed}: no row has an answer to verify with; name its column with --column_map '{{answer: …}}'",

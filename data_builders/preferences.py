@@ -1,7 +1,7 @@
 """Preference pairs, rankings and labelled completions by verifier, judge, people's votes or safety.
 
-    python -m data_builders.preferences --data solutions.jsonl --rank_by verifier --out pairs
-    python -m data_builders.preferences --config pairs.yaml data=gsm8k.jsonl teacher.model=qwen2.5-7b
+    python -m data_builders.preferences --source solutions.jsonl --rank_by verifier --out pairs
+    python -m data_builders.preferences --config pairs.yaml source=gsm8k.jsonl teacher.model=qwen2.5-7b
 
 Candidates come from a set's own columns (pairs, rankings, one completion a row, several columns), from samples of one
 or several teachers, from the rollouts that an RL run has logged, or from gold rationales in which one step is made
@@ -74,7 +74,7 @@ class Preferences(Builder[PreferenceOptions]):
         options = self.options
         is_logged = "rollouts" in options.candidates
         notes: list[SourceNote] = []
-        for name in options.data:
+        for name in options.source:
             groups, found = self._rollouts(name) if is_logged else self._set(name)
             self.groups += groups
             notes += found
@@ -133,10 +133,10 @@ class Preferences(Builder[PreferenceOptions]):
         if column_map and "completion" in column_map:
             settings |= {"require": ("completion",)}
             settings["format"] = "prompt_completion" if options.format == "auto" else options.format
-        examples, note, dropped = read_counted(name, split=options.data_split, columns=(*columns, "meta"), **settings)
+        examples, note, dropped = read_counted(name, split=options.source_split, columns=(*columns, "meta"), **settings)
         self._leave_out(name, dropped)
         if not examples:
-            raise DataError(f"{name} [{options.data_split}]: no usable rows", path=name, reason="empty")
+            raise DataError(f"{name} [{options.source_split}]: no usable rows", path=name, reason="empty")
         return examples, note
 
     def _leave_out(self, name: str, counts: Mapping[str, int]) -> None:
@@ -155,7 +155,7 @@ class Preferences(Builder[PreferenceOptions]):
 
             settings = {} if options.prompt_template is None else {"prompt_template": options.prompt_template}
             rows, note = read_source(
-                options.prompts, split=options.data_split, system_prompt=options.system_prompt, **settings
+                options.prompts, split=options.source_split, system_prompt=options.system_prompt, **settings
             )
             problems, notes = {row["id"]: row for row in rows}, [note]
         which = RolloutOptions(
@@ -209,9 +209,9 @@ class Preferences(Builder[PreferenceOptions]):
             return
         if not any(len(group.candidates) > 1 for group in self.groups):
             raise DataError(
-                f"{', '.join(options.data)}: no prompt has two different completions to compare ({len(self.groups)} "
+                f"{', '.join(options.source)}: no prompt has two different completions to compare ({len(self.groups)} "
                 "prompts): draw candidates: [columns, samples], or name the columns with candidate_columns",
-                path=options.data[0],
+                path=options.source[0],
                 reason="missing_pair",
             )
 
@@ -390,7 +390,7 @@ def _write_vote_items(options: PreferenceOptions) -> int:
     builder.sources()
     items = vote_items(builder.groups)
     if not items:
-        raise ConfigError(f"{', '.join(options.data)}: no prompt has two completions to vote on")
+        raise ConfigError(f"{', '.join(options.source)}: no prompt has two completions to vote on")
     assert options.vote_items is not None
     write_items(options.vote_items, items, builder.vote_task)
     print(

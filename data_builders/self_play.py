@@ -1,6 +1,6 @@
 """Self-play: the model writes new problems, solves each k times, and keeps those it half masters.
 
-    python -m data_builders.self_play --data gsm8k/train.jsonl --out played --n 2000 --k 8 \\
+    python -m data_builders.self_play --source gsm8k/train.jsonl --out played --n 2000 --k 8 \\
         --teacher.base_url http://localhost:8000/v1 --teacher.model NAME
 
 A problem is written from seed problems of the parent set. It is kept where the k solutions agree on an answer (the
@@ -35,8 +35,8 @@ _MIN_WORDS = 5
 class SelfPlayOptions(BuildOptions):
     """The options of `mmreason build self_play`."""
 
-    data: str = field(metadata=option("The parent: a set whose problems are the seeds.", _ROWS))
-    data_split: str = field(default="train", metadata=option("Its split.", _ROWS))
+    source: str = field(metadata=option("The parent: a set whose problems are the seeds.", _ROWS))
+    source_split: str = field(default="train", metadata=option("Its split.", _ROWS))
     test: str | None = field(
         default=None,
         metadata=option("Test set of the parent, kept out; default: its split test; 'none' where it has none.", _ROWS),
@@ -104,13 +104,13 @@ class SelfPlay(Builder[SelfPlayOptions]):
         from data_builders._teacher.novelty import Pool
         from data_builders.building.sources import read_source
 
-        examples, note = read_source(self.options.data, split=self.options.data_split, format=self.options.format)
+        examples, note = read_source(self.options.source, split=self.options.source_split, format=self.options.format)
         self._parents = [example for example in examples if _is_open(example)]
         if not self._parents:
             raise DataError(
-                f"{self.options.data}: no row is a question of text with one answer and without choices, from which a "
-                "problem could be written; give a set of open questions",
-                path=self.options.data,
+                f"{self.options.source}: no row is a question of text with one answer and without choices, from which "
+                "a problem could be written; give a set of open questions",
+                path=self.options.source,
                 reason="missing_prompt",
             )
         if self.options.notes == "tool_calls":
@@ -130,8 +130,8 @@ class SelfPlay(Builder[SelfPlayOptions]):
 
         if self.options.test == "none":
             return None
-        data = Path(self.options.data).expanduser()
-        place = self.options.test or str(data.parent if data.is_file() else self.options.data)
+        data = Path(self.options.source).expanduser()
+        place = self.options.test or str(data.parent if data.is_file() else self.options.source)
         try:
             # Without a name of the format: a test set may come in another form than its parent.
             examples, note = read_source(place, split="test")

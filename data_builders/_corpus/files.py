@@ -105,11 +105,11 @@ def find_files(name: str, place: str) -> list[RawFile]:
         if not file.exists():
             from mmreason._files import nearest_path
 
-            raise ConfigError(f"--sources {place}: no such file or folder{nearest_path(file)}")
+            raise ConfigError(f"--source {place}: no such file or folder{nearest_path(file)}")
         if form_of(file) is None:
             raise ConfigError(f"{file}: can't read this kind of file. Readable: {SUFFIXES}, each also with .gz or .zst")
     if not found:
-        raise ConfigError(f"--sources {place}: holds no file with one of these endings: {SUFFIXES} (also .gz, .zst)")
+        raise ConfigError(f"--source {place}: holds no file with one of these endings: {SUFFIXES} (also .gz, .zst)")
     return [RawFile(str(file.absolute()), form_of(file) or "txt", name, str(file.relative_to(base))) for file in found]
 
 

@@ -32,13 +32,13 @@ def named_files(given: Sequence[str]) -> dict[str, list[RawFile]]:
         head, equals, tail = word.partition("=")
         name, place = (head, tail) if equals and not Path(word).exists() else (_name(word), word)
         if not name or not place:
-            raise ConfigError(f"--sources {word!r}: expected PATH or NAME=PATH")
+            raise ConfigError(f"--source {word!r}: expected PATH or NAME=PATH")
         if name in found:
-            raise ConfigError(f"--sources: two sources are called {name!r}; give each its own NAME=PATH")
+            raise ConfigError(f"--source: two sources are called {name!r}; give each its own NAME=PATH")
         found[name] = find_files(name, place)
         for file in found[name]:
             if file.path in owners:
-                raise ConfigError(f"--sources: {file.path} belongs to both {owners[file.path]!r} and {name!r}")
+                raise ConfigError(f"--source: {file.path} belongs to both {owners[file.path]!r} and {name!r}")
             owners[file.path] = name
     return found
 
@@ -78,7 +78,7 @@ def inspect_files(
             reason=next(iter(faulty[0].faults)),
         )
     if not sum(one.rows for one in found):
-        raise DataError(f"{', '.join(options.sources)}: no documents", reason="empty")
+        raise DataError(f"{', '.join(options.source)}: no documents", reason="empty")
     return found
 
 

@@ -34,7 +34,7 @@ _IN, _RANK, _SAMPLE, _JUDGE, _PAIRS = "Input", "Ranking", "Sampling", "Judges an
 class PreferenceOptions(BuildOptions):
     """What is ranked, by what, and which pairs become rows. See the `help` of each field."""
 
-    data: list[str] = field(metadata=option("Sets (hub ids, files, folders); for rollouts: folders of RL runs.", _IN))
+    source: list[str] = field(metadata=option("Sets (hub ids, files, folders); for rollouts: folders of RL runs.", _IN))
     candidates: list[CandidatesFrom] = field(
         default_factory=lambda: ["columns"],
         metadata=option(
@@ -43,7 +43,7 @@ class PreferenceOptions(BuildOptions):
             _IN,
         ),
     )
-    data_split: str = field(default="train", metadata=option("Split of the sets, e.g. train, test[:100].", _IN))
+    source_split: str = field(default="train", metadata=option("Split of the sets, e.g. train, test[:100].", _IN))
     format: str = field(default="auto", metadata=option("Format of the sets, as in training.", _IN))
     column_map: dict[str, str] | None = field(default=None, metadata=option("Our field: their column.", _IN))
     candidate_columns: list[str] | None = field(
@@ -182,8 +182,8 @@ class PreferenceOptions(BuildOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data:
-            raise ConfigError("data: name at least one set, file or run folder")
+        if not self.source:
+            raise ConfigError("source: name at least one set, file or run folder")
         _check_lists(self)
         _check_numbers(self)
         _check_ranking(self)
@@ -247,7 +247,7 @@ def _check_ranking(options: PreferenceOptions) -> None:
     if options.vote_items is not None and "samples" in options.candidates:
         raise ConfigError(
             "vote_items: samples have to be drawn first: build form: rankings with rank_by: none, and take its folder "
-            "as data"
+            "as source"
         )
     if options.rank_by == "none" and options.form != "rankings":
         raise ConfigError(f"rank_by none prefers nothing, so there are no {options.form}; use form: rankings")

@@ -45,7 +45,7 @@ def source(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(source: Path, out: Path, **changed: Any) -> CorpusOptions:
     given: dict[str, Any] = {
-        "sources": [f"pages={source}"], "out": out, "decontaminate": [f"eggs={source.parent / 'questions.jsonl'}"],
+        "source": [f"pages={source}"], "out": out, "decontaminate": [f"eggs={source.parent / 'questions.jsonl'}"],
         "rules": ["gopher"], "rule_options": GOPHER, "tasks_per_shard": 16, "workers": 1, "license": "odc-by",
     }  # fmt: skip
     return CorpusOptions(**(given | changed))
@@ -53,7 +53,7 @@ def settings(source: Path, out: Path, **changed: Any) -> CorpusOptions:
 
 def words(source: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "data_builders.corpus", "--sources", f"pages={source}", "--out", str(out),
+        sys.executable, "-m", "data_builders.corpus", "--source", f"pages={source}", "--out", str(out),
         "--decontaminate", f"eggs={source.parent / 'questions.jsonl'}", "--rules", "gopher",
         "--rule_options", json.dumps(GOPHER), "--tasks_per_shard", "16", "--license", "odc-by", *more,
     ]  # fmt: skip
@@ -234,7 +234,7 @@ def small(tmp_path: Path) -> Path:
 
 def small_options(small: Path, out: Path, **changed: Any) -> CorpusOptions:
     given: dict[str, Any] = {
-        "sources": [f"a={small / 'a.jsonl'}"], "out": out, "decontaminate": [], "rules": [], "tasks_per_shard": 5,
+        "source": [f"a={small / 'a.jsonl'}"], "out": out, "decontaminate": [], "rules": [], "tasks_per_shard": 5,
         "workers": 1, "minhash": False, "simhash": False, "languages": [], "license": "mit",
     }  # fmt: skip
     return CorpusOptions(**(given | changed))
@@ -250,7 +250,7 @@ def test_web_pages_become_text(small: Path) -> None:
         name.write_bytes(warc(name, "response"))
     finally:
         TEXTS[:] = before
-    options = small_options(small, small / "out", sources=[f"web={name}"], pii=[], exact=False)
+    options = small_options(small, small / "out", source=[f"web={name}"], pii=[], exact=False)
     manifest = run(Corpus(options), say=lambda _: None)
     assert manifest["counts"]["dropped"] == {}
     assert [row["text"].split() for row in rows(small / "out")] == [page.split() for page in pages]
@@ -288,7 +288,7 @@ def test_shares_limits_tokens_and_bad_documents(small: Path, tiny_checkpoint: st
 
 def test_too_few_accepted_ends_the_run_and_shows_why(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
-        "--sources",
+        "--source",
         str(small / "a.jsonl"),
         "--out",
         str(small / "out"),
@@ -306,7 +306,7 @@ def test_too_few_accepted_ends_the_run_and_shows_why(small: Path, capsys: pytest
 
 
 def test_a_dry_run_checks_and_writes_nothing(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--sources", str(small / "a.jsonl"), "--out", str(small / "out"), "--decontaminate", "[]", "--dry_run"]
+    words = ["--source", str(small / "a.jsonl"), "--out", str(small / "out"), "--decontaminate", "[]", "--dry_run"]
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "13 documents in 1 files; nothing written" in said and "stage minhash_buckets: 14 tasks" in said
@@ -434,7 +434,7 @@ def test_ray_runs_the_same(small: Path) -> None:
         "import sys; from data_builders.corpus import main; sys.exit(main(sys.argv[1:]))\n"
     )
     command = [
-        sys.executable, "-c", code, "--sources", f"a={small / 'a.jsonl'}", "--out", str(out), "--decontaminate", "[]",
+        sys.executable, "-c", code, "--source", f"a={small / 'a.jsonl'}", "--out", str(out), "--decontaminate", "[]",
         "--rules", "[]", "--tasks_per_shard", "5", "--workers", "2", "--no_minhash", "--no_simhash",
         "--languages", "[]", "--license", "mit", "--executor", "ray", "--ray.mem_per_cpu_gb", "0.5",
     ]  # fmt: skip

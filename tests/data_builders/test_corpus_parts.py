@@ -26,7 +26,7 @@ from mmreason.types import ConfigError
 
 
 def options(**settings: Any) -> CorpusOptions:
-    return CorpusOptions(out=Path("out"), sources=["x.txt"], **settings)
+    return CorpusOptions(out=Path("out"), source=["x.txt"], **settings)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
@@ -172,22 +172,22 @@ def test_wrong_rules_are_named(settings: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--sources nowhere.txt", "nowhere.txt: no such file"),
-        ("--sources {txt} {txt}", "two sources are called 'a'"),
-        ("--sources a={txt} b={txt}", "belongs to both 'a' and 'b'"),
-        ("--sources {md}", "can't read this kind of file"),
-        ("--sources {bad}", "1 documents in 1 files can't be used.*bad.txt:1.*not UTF-8"),
-        ("--sources {txt} --languages qq", "--languages qq"),
-        ("--sources {txt} --tokenizer {md}", "--tokenizer .*can't be loaded"),
-        ("--sources {txt} --store_tokens", "needs --tokenizer"),
-        ("--sources {txt} --perplexity_model {md}", "expected the folder of a causal"),
-        ("--sources {txt} --harmful_words {md}x", "no word list"),
-        ("--sources {txt} --domain_weights.web 1", "no source 'web'"),
-        ("--sources {txt} --executor slurm", "needs --slurm.time"),
-        ("--sources {txt} --executor slurm --slurm.tim 1", "--slurm.tim: no such setting.*'time'"),
-        ("--sources {txt} --decontaminate {md}y", "can't be read"),
-        ("--sources {txt} --teacher.model x --teacher.base_url y", "asks no teacher"),
-        ("--sources {txt} --limit 0", "limit must be at least 1"),
+        ("--source nowhere.txt", "nowhere.txt: no such file"),
+        ("--source {txt} {txt}", "two sources are called 'a'"),
+        ("--source a={txt} b={txt}", "belongs to both 'a' and 'b'"),
+        ("--source {md}", "can't read this kind of file"),
+        ("--source {bad}", "1 documents in 1 files can't be used.*bad.txt:1.*not UTF-8"),
+        ("--source {txt} --languages qq", "--languages qq"),
+        ("--source {txt} --tokenizer {md}", "--tokenizer .*can't be loaded"),
+        ("--source {txt} --store_tokens", "needs --tokenizer"),
+        ("--source {txt} --perplexity_model {md}", "expected the folder of a causal"),
+        ("--source {txt} --harmful_words {md}x", "no word list"),
+        ("--source {txt} --domain_weights.web 1", "no source 'web'"),
+        ("--source {txt} --executor slurm", "needs --slurm.time"),
+        ("--source {txt} --executor slurm --slurm.tim 1", "--slurm.tim: no such setting.*'time'"),
+        ("--source {txt} --decontaminate {md}y", "can't be read"),
+        ("--source {txt} --teacher.model x --teacher.base_url y", "asks no teacher"),
+        ("--source {txt} --limit 0", "limit must be at least 1"),
     ],
 )
 def test_wrong_settings_end_before_anything_is_read(

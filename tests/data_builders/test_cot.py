@@ -42,7 +42,7 @@ def built(
     """(rows, manifest, teacher)."""
     teacher = Scripted(answer or by_draw("I don't know."), reasoning)
     out = tmp_path / "out"
-    builder = Cot(CotOptions(out=out, data=[data], decontaminate=[], **options))
+    builder = Cot(CotOptions(out=out, source=[data], decontaminate=[], **options))
     manifest = run(builder, completers=[teacher], say=lambda _: None)
     rows = [dict(row) for path in sorted(out.glob("*.parquet")) for _, row in read_rows(path)]  # type: ignore[arg-type]
     return rows, manifest, teacher
@@ -289,7 +289,7 @@ def test_standing_of_a_rationale() -> None:
 )
 def test_wrong_settings(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Cot(CotOptions(out=tmp_path / "out", data=[apples(tmp_path)], **options))
+        Cot(CotOptions(out=tmp_path / "out", source=[apples(tmp_path)], **options))
 
 
 def test_sets_that_can_not_serve(tmp_path: Path) -> None:

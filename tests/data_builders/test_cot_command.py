@@ -53,7 +53,7 @@ def test_five_real_sets_through_the_command_line(shared_data: Path, tmp_path: Pa
     data = [str(shared_data / path) for path in SETS.values()]
     with running_server(replies=replies_for(examples)) as server:
         status = main(
-            words(server, data=data, data_split=f"train[:{ROWS}]", out=tmp_path / "out", k=2, license="see sources")
+            words(server, source=data, source_split=f"train[:{ROWS}]", out=tmp_path / "out", k=2, license="see sources")
         )
         log = server.log
     assert status == 0
@@ -78,7 +78,7 @@ def test_killed_and_resumed(shared_data: Path, tmp_path: Path, requests: int) ->
     data = shared_data / "gsm8k" / "train.jsonl"
     load = load_examples(str(data), split="train[:40]", prompt_template="none")
     replies = replies_for([dict(row) for row in load.dataset])
-    settings = {"data": [str(data)], "data_split": "train[:40]", "k": 2, "tasks_per_shard": 10, "concurrency": 6}
+    settings = {"source": [str(data)], "source_split": "train[:40]", "k": 2, "tasks_per_shard": 10, "concurrency": 6}
     with running_server(replies=replies) as server:
         assert main(words(server, out=tmp_path / "one", **settings)) == 0
     with running_server(replies=replies, latency_s=0.03, jitter=0.9) as server:
@@ -95,20 +95,30 @@ def test_killed_and_resumed(shared_data: Path, tmp_path: Path, requests: int) ->
 
 def test_wrong_use_ends_before_anything_is_asked(shared_data: Path, tmp_path: Path, capsys: Any) -> None:
     mistyped = str(shared_data / "gsm8k" / "trian.jsonl")
-    assert main(["--data", mistyped, "--out", str(tmp_path / "a"), "--mode", "gold"]) == 2
+    assert main(["--source", mistyped, "--out", str(tmp_path / "a"), "--mode", "gold"]) == 2
     assert "train.jsonl" in capsys.readouterr().err
     data = str(shared_data / "gsm8k" / "train.jsonl")
-    assert main(["--data", data, "--out", str(tmp_path / "a"), "--decontaminate", "[]"]) == 2
+    assert main(["--source", data, "--out", str(tmp_path / "a"), "--decontaminate", "[]"]) == 2
     assert "--teacher.base_url" in capsys.readouterr().err
     science = str(shared_data / "scienceqa" / "problems_150_full_fields.jsonl")
-    assert main(["--data", science, "--out", str(tmp_path / "a"), "--mode", "gold", "--decontaminate", "[]"]) == 2
+    assert main(["--source", science, "--out", str(tmp_path / "a"), "--mode", "gold", "--decontaminate", "[]"]) == 2
     assert "missing_image" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_rows_train_a_step(shared_data: Path, tmp_path: Path) -> None:
     data = str(shared_data / "gsm8k" / "train.jsonl")
-    common = ["--data", data, "--data_split", "train[:20]", "--mode", "gold", "--decontaminate", "[]", "--no_report"]
+    common = [
+        "--source",
+        data,
+        "--source_split",
+        "train[:20]",
+        "--mode",
+        "gold",
+        "--decontaminate",
+        "[]",
+        "--no_report",
+    ]
     assert main([*common, "--out", str(tmp_path / "calls"), "--notes", "tool_calls"]) == 0
     template = Path(find_spec("trl").origin).parent / "chat_templates" / "qwen3.jinja"  # type: ignore[union-attr, arg-type]
     assert train_one_step(tmp_path / "calls", tmp_path, chat_template_path=template, max_length=4096)["loss"] > 0
@@ -122,7 +132,7 @@ def test_rollouts_on_a_real_server(base_url: str, tmp_path: Path) -> None:  # no
     made = [{"question": f"What is {n} + 3?", "answer": f"{n} + 3 = {n + 3}\n#### {n + 3}"} for n in range(70, 73)]
     data = write_rows(tmp_path / "train.jsonl", made)  # short: the server takes 256 tokens, each a byte
     command = [
-        "--data", str(data), "--mode", "gold", "--form", "process", "--rollouts", "2", "--max_tokens", "8",
+        "--source", str(data), "--mode", "gold", "--form", "process", "--rollouts", "2", "--max_tokens", "8",
         "--out", str(tmp_path / "out"), "--decontaminate", "[]",
         "--teacher", json.dumps({"base_url": base_url, "model": "tiny", "api_key_env": None}),
     ]  # fmt: skip

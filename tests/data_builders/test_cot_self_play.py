@@ -46,7 +46,7 @@ def played(
         "n": 1,
         "k": 4,
         "decontaminate": [],
-        "data": str(parent(tmp_path)),
+        "source": str(parent(tmp_path)),
         "report": False,
     } | options
     builder = SelfPlay(SelfPlayOptions(out=tmp_path / "out", **given))
@@ -138,8 +138,8 @@ def test_no_problem_of_gsm8ks_test_split_comes_back(shared_data: Path, tmp_path:
     rows, dropped, manifest, _ = played(
         tmp_path,
         answer,
-        data=str(folder / "train.jsonl"),
-        data_split="train[:200]",
+        source=str(folder / "train.jsonl"),
+        source_split="train[:200]",
         n=60,
         k=3,
         agree=0.5,
@@ -155,13 +155,13 @@ def test_settings_and_sets_that_can_not_serve(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="low 0.9 is above high 0.5"):
         played(tmp_path, solving(NEW, TWICE), low=0.9, high=0.5)
     (tmp_path / "test.jsonl").unlink()
-    builder = SelfPlay(SelfPlayOptions(out=tmp_path / "out", data=str(data)))
+    builder = SelfPlay(SelfPlayOptions(out=tmp_path / "out", source=str(data)))
     with pytest.raises(ConfigError, match="--test none"):
         builder.sources()
-    assert len(SelfPlay(SelfPlayOptions(out=tmp_path / "out", data=str(data), test="none")).sources()) == 1
+    assert len(SelfPlay(SelfPlayOptions(out=tmp_path / "out", source=str(data), test="none")).sources()) == 1
     lettered = write_rows(tmp_path / "c.jsonl", [{"question": "?", "choices": ["a", "b"], "answer": 0, "subject": "x"}])
     with pytest.raises(DataError, match="open questions"):
-        SelfPlay(SelfPlayOptions(out=tmp_path / "out", data=str(lettered), test="none")).sources()
+        SelfPlay(SelfPlayOptions(out=tmp_path / "out", source=str(lettered), test="none")).sources()
 
 
 def test_headings_and_solutions_are_taken_off() -> None:
@@ -173,7 +173,7 @@ def test_headings_and_solutions_are_taken_off() -> None:
 def test_by_its_command_line(tmp_path: Path) -> None:
     replies = {"Write one new problem": NEW, "Olga swims": TWICE}
     with running_server(replies=replies) as server:
-        command = words(server, data=parent(tmp_path), out=tmp_path / "out", n=2, k=2, high=1.0)
+        command = words(server, source=parent(tmp_path), out=tmp_path / "out", n=2, k=2, high=1.0)
         assert main(command) == 0 == main(command)
         assert len(server.log) == 2 + 2 * 2 - 2  # two problems, alike: the solutions of the second are the first's
     assert len(rows_in(tmp_path / "out")) == 1 and manifest_of(tmp_path / "out")["counts"]["dropped"] == {

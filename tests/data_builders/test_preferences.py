@@ -32,7 +32,7 @@ def build(
     if isinstance(data, list):
         data = write_rows(tmp_path / f"{out}-data.jsonl", data)
     settings: dict[str, Any] = {"decontaminate": [], "report": False, "license": "mit"} | given
-    options = PreferenceOptions(data=[str(data)], out=tmp_path / out, **settings)
+    options = PreferenceOptions(source=[str(data)], out=tmp_path / out, **settings)
     manifest = run(Preferences(options), completers=completers or None, say=lambda _: None)
     return rows_in(tmp_path / out), manifest
 
@@ -368,7 +368,7 @@ def test_a_judge_that_cannot_be_reached_fails_the_task_and_is_asked_again(tmp_pa
 
 def test_votes_rank_what_people_have_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, items = write_rows(tmp_path / "data.jsonl", solutions(TEXTS[:3])), tmp_path / "items.jsonl"
-    words = ["--data", str(data), "--rank_by", "votes", "--out", str(tmp_path / "none"), "votes_seed=3"]
+    words = ["--source", str(data), "--rank_by", "votes", "--out", str(tmp_path / "none"), "votes_seed=3"]
     assert main([*words, "--vote_items", str(items)]) == 0
     assert "3 items of 1 prompts" in capsys.readouterr().out and not (tmp_path / "none").exists()
     order, votes = [TEXTS[2], TEXTS[0], TEXTS[1]], []
@@ -401,7 +401,7 @@ def test_samples_are_voted_on_by_way_of_a_ranking_in_which_all_tie(tmp_path: Pat
     assert (
         main(
             [
-                "--data",
+                "--source",
                 str(tmp_path / "drawn"),
                 "--rank_by",
                 "votes",
@@ -576,7 +576,7 @@ def test_damaged_rollouts_are_named(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_settings_that_exclude_each_other(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PreferenceOptions(data=["x"], out=tmp_path / "o", **given)
+        PreferenceOptions(source=["x"], out=tmp_path / "o", **given)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ JUDGE_REPLIES = {
 
 def given(path: Path, out: Path, **more: Any) -> list[str]:
     """The words of a command without a teacher."""
-    settings = {"data": path, "out": out, "decontaminate": "[]", "license": "MIT", "report": "false"} | more
+    settings = {"source": path, "out": out, "decontaminate": "[]", "license": "MIT", "report": "false"} | more
     return [f"{name}={value}" for name, value in settings.items()]
 
 
@@ -113,8 +113,8 @@ def test_samples_over_http_are_verified(shared_data: Path, tmp_path: Path) -> No
     path = shared_data / "gsm8k" / "train.jsonl"
     replies = {"Natalia": "A: 72", "Weng": "A: 11"}
     with running_server(replies=replies) as server:
-        command = words(server, data=[str(path)], out=tmp_path / "out", candidates=["columns", "samples"], samples=2,
-                        rank_by="verifier", data_split="train[:3]", license="MIT")  # fmt: skip
+        command = words(server, source=[str(path)], out=tmp_path / "out", candidates=["columns", "samples"], samples=2,
+                        rank_by="verifier", source_split="train[:3]", license="MIT")  # fmt: skip
         assert main(command) == 0
         assert len(server.log) == 6 and server.log[0].body["temperature"] == 1.0
     rows = rows_in(tmp_path / "out")
@@ -148,7 +148,7 @@ def test_pictures_go_to_the_teacher_and_into_the_rows(shared_data: Path, tmp_pat
     path = shared_data / "images" / "easyvqa_test_500.parquet"
     teacher = Ruled(lambda text, request: ["yes", "no", "red", "circle"][request.sample])
     options = PreferenceOptions(
-        data=[str(path)], out=tmp_path / "out", candidates=["samples"], rank_by="verifier", data_split="test[:4]",
+        source=[str(path)], out=tmp_path / "out", candidates=["samples"], rank_by="verifier", source_split="test[:4]",
         decontaminate=[], report=False, license="MIT",
     )  # fmt: skip
     run(Preferences(options), completers=[teacher], say=lambda _: None)
