@@ -1,8 +1,8 @@
 """The commands that README and docs show: found in their code blocks, read by the parsers that a user meets, and run.
 
 Every line of a ```bash block is a command, and `read` knows each kind of them: one it doesn't know is an error, so
-that none goes unchecked. A ```yaml or ```python block whose first line is a comment with a file name ("# my_run.yaml")
-is that file; the commands of its page find it in their working folder.
+that none goes unchecked. A block whose first line is a comment with a file name ("# my_run.yaml"), or with
+`title="rows.jsonl"` behind the fence, is that file; the commands of its page find it in their working folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 from tests.recipes.launch import ROOT, environment
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.S | re.M)
+_FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```[ \t]*$", re.S | re.M)
 _FILE_NAME = re.compile(r"# ([\w.-]+\.(?:yaml|py))$")
 # Not part of what a reader has: results of runs, caches, the environment (it is found by PATH).
 _NOT_LINKED = ("outputs", "data", "build", "site", "shared")
@@ -40,12 +40,13 @@ SMALL = [
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced code block. line: of its first line of code."""
+    """A fenced code block. line: of its first line of code. title: the file that it says it is."""
 
     page: Path
     line: int
     language: str
     body: str
+    title: str | None = None
 
     @property
     def place(self) -> str:
@@ -53,7 +54,9 @@ class Block:
 
     @property
     def file_name(self) -> str | None:
-        """The name that its first line gives it."""
+        """The name that its title or its first line gives it."""
+        if self.title is not None:
+            return self.title
         named = _FILE_NAME.fullmatch(self.body.split("\n", 1)[0])
         return named[1] if named else None
 
@@ -78,8 +81,12 @@ class Command:
 def blocks(page: Path) -> list[Block]:
     """The code blocks of a page in order."""
     text = page.read_text(encoding="utf-8")
-    found = _FENCE.finditer(text)
-    return [Block(page, text[: match.start(2)].count("\n") + 1, match[1], match[2]) for match in found]
+    found = []
+    for match in _FENCE.finditer(text):
+        title = re.search(r'\btitle="([\w.-]+)"', match[2])
+        line = text[: match.start(3)].count("\n") + 1
+        found.append(Block(page, line, match[1], match[3], title[1] if title else None))
+    return found
 
 
 def commands(page: Path) -> list[Command]:
@@ -210,6 +217,10 @@ def _mmreason(words: list[str]) -> None:
         show_options(words[1:])
     elif words[0] == "doctor" and "--help" not in words:
         doctor_options(words[1:])
+    elif words[0] == "build" and len(words) > 2 and options_class(words[1]) is not None and words[2] != "replay":
+        from data_builders.building.command import parse_options
+
+        parse_options(options_class(words[1]), words[2:], words[1], "")
     elif words[0] == "adapters":
         from mmreason.cli.adapters import make_parser as adapters_parser
 
@@ -263,8 +274,21 @@ def builder_options() -> set[str]:
 
     for path in (ROOT / "data_builders").glob("[!_]*.py"):
         importlib.import_module(f"data_builders.{path.stem}")
-    kinds = [BuildOptions, *BuildOptions.__subclasses__()]
+    kinds: list[type[BuildOptions]] = [BuildOptions]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
     return {f.name for kind in kinds for f in fields(kind)}
+
+
+def options_class(builder: str) -> Any:
+    """The options of a builder that runs as docs/builders.md says; None for another one, or a file."""
+    from data_builders.building import BuildOptions
+
+    if builder.endswith(".py") or builder.startswith("-"):
+        return None
+    module = importlib.import_module(f"data_builders.{builder}")
+    kinds = [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, BuildOptions)]
+    return next((kind for kind in kinds if kind is not BuildOptions), None)
 
 
 def _export(words: list[str]) -> None:
@@ -329,8 +353,10 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
     words = command.words
     if words[:2] == ["mmreason", "ask"] and "--help" not in words:
         return None  # its server isn't there; tests/cli/test_ask.py runs it on one of its own
-    if words[:2] == ["mmreason", "build"] and "--dry_run" not in words and any("teacher" in word for word in words):
-        return None  # its teacher isn't there; tests/data_builders run each on one of their own
+    if words[:2] == ["mmreason", "build"] and (
+        "--config" in words or ("--dry_run" not in words and any("teacher" in word for word in words))
+    ):
+        return None  # its teacher, or what it reads, isn't there; tests/data_builders run each on their own
     if words[:2] == ["mmreason", "compose"] and not is_local(words[words.index("--decoder") + 1]):
         return None
     if words[:2] == ["mmreason", "canary"] and "--help" not in words:

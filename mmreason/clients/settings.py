@@ -188,6 +188,8 @@ def parse_endpoint(settings: Mapping[str, Any], what: str) -> EndpointConfig:
             raise ConfigError(
                 f"{what}: unknown setting {name!r}; known: {', '.join(known)}.{did_you_mean(name, known)}"
             )
+    if "base_url" not in settings or "model" not in settings:
+        raise ConfigError(f"{what}: give base_url and model, e.g. {{base_url: http://localhost:8000/v1, model: NAME}}")
     words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
     try:
         return parse_config(EndpointConfig, words)
