@@ -123,6 +123,27 @@ def test_the_demo_learns_what_the_readme_says() -> None:
     assert all(row["intervals_overlap"] == "no" and float(row["gain_points"]) >= 10 for row in found.values())
 
 
+def test_the_demo_learns_to_see_as_readme_and_docs_say() -> None:
+    found = [row for row in rows("demo_vision.csv") if row["run"] in ("seed-1", "seed-2", "seed-3")]
+    assert len(found) == 3
+
+    def percent(column: str) -> str:
+        return ", ".join(f"{100 * float(row[column]):.1f}" for row in found)
+
+    claim = f"{percent('greedy_before')} % → {percent('greedy_after')} %"
+    page = (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8")
+    assert claim in TEXT and f"blank images {percent('blank_accuracy')} %" in TEXT
+    for row in found:
+        cells = [
+            row["run"].replace("-", " "),
+            *(f"{100 * float(row[f'greedy_{when}']):.1f} %" for when in ("before", "after")),
+        ]
+        assert f"| {' | '.join(cells)} |" in page
+    assert all(row["intervals_overlap"] == "no" and float(row["gain_points"]) >= 10 for row in found)
+    assert all(float(row["blank_low"]) <= float(row["chance"]) for row in found)
+    assert all(float(row["wall_seconds"]) <= 1200 for row in found), "twenty minutes are claimed"
+
+
 def test_the_verifier_is_as_fast_as_the_csv_says() -> None:
     text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     rate = {row["name"]: float(row["value"]) for row in rows("answers.csv")}
