@@ -77,6 +77,9 @@ class AugmentBuilder(Builder[AugmentOptions]):
             self._seen.add(self._key(example, asked_text(example)))
         return [note]
 
+    def sends_images(self) -> bool:
+        return "images" in self.columns and self.options.solve_k > 0
+
     def plan(self) -> Iterator[Task]:
         kinds = [ORIGINAL] * self.options.keep_parents + self.options.kinds
         for example in self._examples:

@@ -25,8 +25,8 @@ from mmreason.types import ConfigError, DataError, MMReasonError, OnBadRow
 
 if TYPE_CHECKING:
     from data_builders._corpus.files import ReadOptions
-    from data_builders._corpus.pipeline import Places, Setup, Stage
-    from data_builders.building.counts import Counts
+    from data_builders._corpus.finish import Making
+    from data_builders._corpus.pipeline import Places, Stage
 
 _IN, _CLEAN, _COPIES, _OUT, _RUN = "Sources", "Cleaning", "Copies and shares", "Shards", "Running"
 _RULES = ["repetition", "gopher", "c4", "fineweb"]
@@ -132,6 +132,8 @@ class CorpusOptions(BuildOptions):
                 raise ConfigError(f"{name} must be at least 1, not {value}")
         if not 0 <= self.simhash_distance <= 10:
             raise ConfigError(f"simhash_distance must be from 0 to 10, not {self.simhash_distance}; 3 is usual")
+        if self.perplexity_model is None and (self.perplexity_low > 0 or self.perplexity_high < math.inf):
+            raise ConfigError("perplexity_low and perplexity_high need --perplexity_model, which tells the perplexity")
         if self.perplexity_low > self.perplexity_high:
             raise ConfigError("perplexity_low is above perplexity_high: no document could stay")
         if self.store_tokens and self.tokenizer is None:
@@ -197,6 +199,7 @@ def execute(
     """As `run`. Args: description: for the dataset card."""
     _check_installed()
     from data_builders._corpus import run as running
+    from data_builders._corpus.finish import too_few
     from data_builders._corpus.pipeline import Places, check_rules
     from data_builders.building.shards import ShardStore
 
@@ -211,15 +214,15 @@ def execute(
     if not (store.journal / "config.json").is_file():
         store.check({})
     with store.locked():
-        setup, stages = _prepare(corpus, places, say, description or (type(corpus).__doc__ or ""), progress)
+        making, stages = _prepare(corpus, places, say, description or (type(corpus).__doc__ or ""), progress)
         if options.executor == "slurm":
             running.submit_stages(stages, places, options.processes, options.slurm, say)
             return _manifest(places, stages[-1])
         start = _starter(options, places)
 
         def after(stage: Stage) -> None:
-            if stage.name == "clean":
-                _check_accepted(corpus, setup, say)
+            if stage.name == "clean" and (reason := too_few(corpus, making, say)) is not None:
+                raise FewAcceptedError(reason)
 
         sizes = [sum(count for *_, count in task) for task in _plan(places)[1]]
         running.run_stages(stages, places, start, say, sizes=sizes, progress=progress, after=after)
@@ -272,9 +275,9 @@ def _check_installed() -> None:
 
 def _prepare(
     corpus: Corpus, places: Places, say: Callable[[str], None], description: str, progress: bool
-) -> tuple[Setup, list[Stage]]:
+) -> tuple[Making, list[Stage]]:
     """Inspect the sources, check the folder, write the plan. Raises: ConfigError, DataError."""
-    from data_builders._corpus.finish import Finish, Making
+    from data_builders._corpus.finish import Check, Finish, Making
     from data_builders._corpus.pipeline import Setup, make_stages
     from data_builders._corpus.run import local_executor, run_stages
     from data_builders._corpus.sources import inspect_files, make_notes, named_files
@@ -300,8 +303,8 @@ def _prepare(
     against = ", ".join(one["name"] for one in test_sets.sets) or "none"
     say(f"corpus: {planned:,} documents in {len(plan[1])} tasks; test sets kept out: {against}")
     _forget_missing(corpus, places)
-    setup = Setup(options, places, len(plan[1]), bool(test_sets.sets), lambda: [Finish(corpus, making)])
-    return setup, make_stages(setup)
+    ends: list[Callable[[], list[Any]]] = [lambda: [Finish(corpus, making)], lambda: [Check(corpus, making)]]
+    return making, make_stages(Setup(options, places, len(plan[1]), bool(test_sets.sets), *ends))
 
 
 def _check_settings(corpus: Corpus, sources: Mapping[str, Any]) -> None:
@@ -414,33 +417,6 @@ def _manifest(places: Places, last: Stage) -> dict[str, Any]:
 
     done = (places.stage(last.name) / "completions" / "00000").exists()
     return (read_manifest(places.out) or {}) if done else {}
-
-
-def _check_accepted(corpus: Corpus, setup: Setup, say: Callable[[str], None]) -> None:
-    """Raises: FewAcceptedError: so few documents are left after cleaning that something must be wrong."""
-    from data_builders._corpus.finish import Making, finish, sum_up
-
-    options = corpus.options
-    total = sum_up(setup.places, Making((), (), 0, setup.tasks, ""))
-    left = total.tasks - total.dropped.total()
-    share = left / max(1, total.tasks)
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in total.dropped.most_common(5))
-    say(f"cleaned: {left:,} of {total.tasks:,} documents stay ({share:.1%}){'; ' + reasons if reasons else ''}")
-    if not left:
-        _show_drops(total, say)
-    if total.tasks < options.min_accept_after or share >= options.min_accept_rate:
-        return
-    _show_drops(total, say)
-    step = setup.finish()[0]
-    stopped = f"{share:.1%} of the documents are left after cleaning, below min_accept_rate={options.min_accept_rate:g}"
-    finish(corpus, step._making, stopped)
-    raise FewAcceptedError(f"{stopped}; the report shows what was dropped and why")
-
-
-def _show_drops(total: Counts, say: Callable[[str], None]) -> None:
-    for reason, count in total.dropped.most_common(5):
-        for text in total.samples.get(reason, [])[:1]:
-            say(f"{reason} ({count:,}), e.g. {' '.join(text.split())[:300]}")
 
 
 def _dry_run(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:

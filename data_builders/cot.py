@@ -93,10 +93,25 @@ class CotOptions(BuildOptions):
             raise ConfigError(f"soft_threshold must be above 0 and at most 1, not {self.soft_threshold}")
         if not self.source:
             raise ConfigError("source: give at least one set, --source PATH")
-        if self.form == "process" and self.notes == "tool_calls":
-            raise ConfigError("form process has steps of text: notes can be stripped or kept, not run as tool calls")
+        self._check_idle()
         if self.form in ("label_rationale", "two_turn") and self.notes == "tool_calls":
             raise ConfigError(f"notes tool_calls needs form reasoning, not {self.form}: only there is a turn of calls")
+
+    def _check_idle(self) -> None:
+        """Raises: ConfigError for an option that would do nothing."""
+        if self.rationalize and self.mode == "gold":
+            raise ConfigError("rationalize asks a teacher, which mode gold has none of: use mode teacher or both")
+        if self.form != "process":
+            return
+        if self.notes != "strip":
+            raise ConfigError(f"form process has steps of text without notes: notes {self.notes} needs another form")
+        idle = {
+            "rationalize": self.rationalize > 0,
+            "max_paths": self.max_paths is not None,
+            "false_equations": self.false_equations == "drop",
+        }
+        for name in (name for name, is_given in idle.items() if is_given):
+            raise ConfigError(f"form process keeps right and wrong solutions alike: {name} needs another form")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +146,9 @@ class Cot(Builder[CotOptions]):
 
     def needs_endpoint(self) -> bool:
         return self.options.mode != "gold" or self.options.form == "process"
+
+    def sends_images(self) -> bool:
+        return "images" in self.columns and self.needs_endpoint()
 
     # ----------------------------------------------------------------------------------------------------------------
     # Input
@@ -177,9 +195,9 @@ class Cot(Builder[CotOptions]):
         self.columns = (*type(self).columns, *more)
 
     def _calls_tools(self) -> bool:
-        from mmreason.prompting.react import ReAct
+        from data_builders._cot.asking import calls_tools
 
-        return isinstance(self._strategy, ReAct) and self._strategy.form == "native" and self.options.mode != "gold"
+        return self.options.mode != "gold" and calls_tools(self._strategy)
 
     def plan(self) -> Iterator[Task]:
         seen: Counter[str] = Counter()

@@ -64,6 +64,9 @@ class Preferences(Builder[PreferenceOptions]):
     def needs_endpoint(self) -> bool:
         return "samples" in self.options.candidates or (self.options.asks_judge and not self.options.judges)
 
+    def sends_images(self) -> bool:
+        return self._pictures and "samples" in self.options.candidates
+
     def other_endpoints(self) -> Sequence[Mapping[str, Any]]:
         return self.options.judge_settings
 
@@ -71,6 +74,12 @@ class Preferences(Builder[PreferenceOptions]):
     # Input
 
     def sources(self) -> Sequence[SourceNote]:
+        if self.options.vote_items is not None:
+            raise ConfigError("vote_items: only the command writes them, and ends; leave it out to build rows")
+        return self.read()
+
+    def read(self) -> Sequence[SourceNote]:
+        """What there is to compare, from all sources, checked. Raises: ConfigError, DataError."""
         options = self.options
         is_logged = "rollouts" in options.candidates
         notes: list[SourceNote] = []
@@ -387,7 +396,7 @@ def _write_vote_items(options: PreferenceOptions) -> int:
     from mmreason.clients.votes import write_items
 
     builder = Preferences(options)
-    builder.sources()
+    builder.read()
     items = vote_items(builder.groups)
     if not items:
         raise ConfigError(f"{', '.join(options.source)}: no prompt has two completions to vote on")
@@ -401,19 +410,21 @@ def _write_vote_items(options: PreferenceOptions) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, see `building/runner.py`."""
-    from data_builders.building.runner import run_main
-
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not any(word.lstrip("-").partition("=")[0] == "vote_items" for word in words):
-        return run_main(Preferences, PreferenceOptions, words, description=__doc__)
     from data_builders.building.command import parse_options
+    from data_builders.building.runner import USER_ERROR, run_main
+    from mmreason.report.tokens import printable
     from mmreason.types import MMReasonError
 
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    text = (__doc__ or "").split("\n\n")[0]
     try:
-        return _write_vote_items(parse_options(PreferenceOptions, words, "mmreason build preferences", ""))
+        options = parse_options(PreferenceOptions, words, "mmreason build preferences", text)
+        if options.vote_items is not None:
+            return _write_vote_items(options)
     except (MMReasonError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return USER_ERROR
+    return run_main(Preferences, PreferenceOptions, words, description=__doc__)
 
 
 if __name__ == "__main__":

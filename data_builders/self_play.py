@@ -101,6 +101,7 @@ class SelfPlay(Builder[SelfPlayOptions]):
     # Input
 
     def sources(self) -> Sequence[SourceNote]:
+        from data_builders._cot.asking import calls_tools
         from data_builders._teacher.novelty import Pool
         from data_builders.building.sources import read_source
 
@@ -113,7 +114,7 @@ class SelfPlay(Builder[SelfPlayOptions]):
                 path=self.options.source,
                 reason="missing_prompt",
             )
-        if self.options.notes == "tool_calls":
+        if self.options.notes == "tool_calls" or calls_tools(self._strategy):
             self.columns = (*type(self).columns, "tools")
         self._pool = Pool(self.options.novelty)
         for text in dict.fromkeys(map(_text, self._parents)):
@@ -153,8 +154,9 @@ class SelfPlay(Builder[SelfPlayOptions]):
     # One problem
 
     async def make(self, task: Task, tools: Tools) -> Made:
-        from data_builders._cot.asking import Recorder, draw
+        from data_builders._cot.asking import draw
         from data_builders._self_play.votes import tally
+        from data_builders.building.recorder import Recorder
         from mmreason.prompting.from_completer import CompleterSample
 
         recorder = Recorder(tools.teacher)
@@ -175,7 +177,7 @@ class SelfPlay(Builder[SelfPlayOptions]):
         meta = {
             "kind": problem.answer_kind, "choices": None, "parents": [seed.get("id", "") for seed in seeds],
             "pass_rate": votes.pass_rate, "agreement": votes.share, "votes": dict(votes.answers),
-            "teacher": ", ".join(sorted(recorder.models)),
+            "teacher": recorder.names,
         }  # fmt: skip
         rows, drops = await asyncio.to_thread(self._rows, task.id, problem, votes.answer, votes.right, meta, counts)
         return Made(rows, drops, counts)

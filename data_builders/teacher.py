@@ -121,6 +121,9 @@ class TeacherBuilder(Builder[TeacherOptions]):
     def sources(self) -> Sequence[SourceNote]:
         return self._mode.sources()
 
+    def sends_images(self) -> bool:
+        return "images" in self.columns
+
     def plan(self) -> Iterator[Task]:
         return self._mode.plan()
 

@@ -18,6 +18,7 @@ Kinds:
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,6 +157,7 @@ class ToolUse(Builder[ToolUseOptions]):
 
     def sources(self) -> Sequence[SourceNote]:
         from data_builders._tool_use.errors import check_mistakes
+        from data_builders.building.sandbox import try_sandbox
         from data_builders.building.sources import read_source
 
         check_mistakes(self.options.mistakes or (), self.options.written)
@@ -171,11 +173,13 @@ class ToolUse(Builder[ToolUseOptions]):
             options.source, split=options.source_split, on_bad_row=options.on_bad_row, **settings
         )
         self._check_rows()
+        if any(example.get("images") for example in self._examples) and not options.documents:
+            self.columns = (*type(self).columns, "images")
         shop = self._shop  # makes the tools: an unknown one, or a corpus that isn't there, shows now
         if options.kind == "toolformer":
             self._toolformer  # noqa: B018  loads the model before anything is paid
         elif "python" in shop.toolbox.names:
-            _try_sandbox(shop.toolbox)
+            try_sandbox()
         return [note, *self._tool_sources()]
 
     @property
@@ -212,6 +216,9 @@ class ToolUse(Builder[ToolUseOptions]):
     @property
     def _asks(self) -> bool:
         return self.needs_endpoint()
+
+    def sends_images(self) -> bool:
+        return "images" in self.columns and self._asks and self.options.kind != "toolformer"
 
     def _tool_sources(self) -> list[SourceNote]:
         """The files behind the tools: corpora, tables, data bases."""
@@ -315,11 +322,13 @@ class ToolUse(Builder[ToolUseOptions]):
 
     async def make(self, task: Task, tools: Tools) -> Made:
         from data_builders._tool_use import gold, solve
+        from data_builders._tool_use.rows import embedded
 
         example, draw = task.data
         if missing := self._missing(example):
             return Made(drops=[Drop(f"missing_{missing}", str(example.get("prompt"))[:500])])
         options, shop = self.options, self._shop
+        example = await asyncio.to_thread(embedded, example)
         if options.kind == "toolformer":
             made: Made = await self._toolformer.make(task.id, example, tools.teacher if self._asks else None)
             return made
@@ -337,7 +346,8 @@ class ToolUse(Builder[ToolUseOptions]):
         """No two rows that say the same: several traces of a problem may begin alike."""
         import hashlib
 
-        said = json.dumps([row.get("prompt"), row.get("completion"), row.get("text")], sort_keys=True)
+        pictures = [hashlib.sha256(cell["bytes"]).hexdigest() for cell in row.get("images") or ()]
+        said = json.dumps([row.get("prompt"), row.get("completion"), row.get("text"), pictures], sort_keys=True)
         key = hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
         if key in self._seen:
             return Drop("duplicate", said[:500])
@@ -356,13 +366,6 @@ def _folder_digest(path: Path) -> str:
         if file.is_file():
             digest.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
-
-
-def _try_sandbox(toolbox: Any) -> None:
-    """Raises: IsolationError where this machine can't enclose a program: before anything is paid."""
-    from mmreason.tools.types import ToolCall
-
-    toolbox.run(ToolCall("python", {"code": "print(1)"}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -406,8 +409,9 @@ def _built_rows(folder: str, split: str) -> list[Example]:
     files = sorted(Path(folder).glob(f"{split}-*.parquet"))
     if not files:
         raise DataError(f"{folder}: no {split}-*.parquet of a built set is there", path=folder)
-    is_text = "text" in parquet.read_schema(files[0]).names
-    columns = ("text", "id", "source", "meta") if is_text else ToolUse.columns
+    names = parquet.read_schema(files[0]).names
+    columns = ("text", "id", "source", "meta") if "text" in names else ToolUse.columns
+    columns = (*columns, "images") if "images" in names else columns
     return read_source(folder, split=split, columns=columns)[0]
 
 

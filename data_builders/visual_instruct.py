@@ -13,6 +13,7 @@ Tasks:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ class VisualOptions(BuildOptions):
             raise ConfigError(f"--task {self.task} needs --source, a file of rows with images")
         if self.task == "scienceqa" and self.language != "en":
             raise ConfigError("--task scienceqa: the set is English; leave --language at en")
+        if self.inventory == "always" and self.sees == "annotation":
+            raise ConfigError("--inventory always asks a teacher that sees the picture: give --sees image or both")
         for name, least in (("turns", 1), ("max_tokens", 1), ("n", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} must be at least {least}, not {getattr(self, name)}")
@@ -130,6 +133,9 @@ class VisualInstruct(Builder[VisualOptions]):
     def needs_endpoint(self) -> bool:
         options = self.options
         return options.task == "instruct" or (options.task == "captions" and options.captions_from == "teacher")
+
+    def sends_images(self) -> bool:
+        return self.needs_endpoint() and self.options.sees != "annotation"
 
     # ---- reading
 
@@ -240,8 +246,12 @@ class VisualInstruct(Builder[VisualOptions]):
 
     def keep(self, row: Example) -> Drop | None:
         """Drops a drawn question that is there already, and a text that another row of the same picture has."""
+        from data_builders.building.pictures import image_bytes
+
         text = json.dumps([row["prompt"], row["completion"]], ensure_ascii=False, sort_keys=True)
-        key = json.dumps([text, row["meta"].get("parent"), row["meta"].get("scene")], sort_keys=True)
+        # Sources may give the same id to two pictures.
+        pictures = [hashlib.sha256(image_bytes(cell)).hexdigest() for cell in row.get("images") or ()]
+        key = json.dumps([text, row["meta"].get("parent"), row["meta"].get("scene"), pictures], sort_keys=True)
         if key in self._seen:
             return Drop("duplicate", text[:300])
         self._seen.add(key)

@@ -69,4 +69,5 @@ class AugmentOptions(SourceOptions):
     def asks(self) -> bool:
         """Whether anything is asked of a teacher."""
         alone = {"number_swap"} | ({"distractor"} if self.distractors == "templates" else set())
-        return bool(set(self.kinds) - alone) or self.teacher is not None
+        solves = "number_swap" in self.kinds and self.solve_swaps and self.solve_k > 0
+        return bool(set(self.kinds) - alone) or solves or self.teacher is not None

@@ -162,12 +162,12 @@ class VariantMaker:
         Raises: RefusedError.
         """
         k = self.options.solve_k
+        if not k:
+            return variant
         if variant.answer is None:
             asked = SAME_TASK.format(first=asked_text(parent), second=variant.question)
             if not says(parted(await self._ask(asked, 0, parent, tools))[1], "same", "相同", "一样"):
                 raise RefusedError("another_question", f"{asked_text(parent)}\n→ {variant.question}")
-            return variant
-        if not k:
             return variant
         prompt = in_template(self.options.prompt_template or "boxed", variant.question)
         replies = await asyncio.gather(

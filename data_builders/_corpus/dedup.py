@@ -17,14 +17,23 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.dedup import ExactDedupConfig, ExactDedupFilter, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup import (
+    ExactDedupConfig,
+    ExactDedupFilter,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.utils.binaryio import read_tuples_from_file
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from data_builders._corpus.rules import Drops
 from mmreason._files import write_whole
+from mmreason._functions import did_you_mean
+from mmreason.types import ConfigError
 
 HASH = HashConfig(precision=64, hash_fc="sha1")
 """datatrove's xxhash functions take text, which xxhash 4 refuses."""
@@ -76,6 +85,50 @@ class _PlainWords(WordTokenizer):  # type: ignore[misc]
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         raise NotImplementedError
+
+
+class Firsts:
+    """Groups of places joined pair by pair, each known by its first: union-find whose roots are the least places."""
+
+    def __init__(self) -> None:
+        self._before: dict[Any, Any] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        """All places of groups, in order."""
+        return iter(sorted(self._before))
+
+    def first(self, place: Any) -> Any:
+        """The first of a place's group; the place itself where nothing was joined to it."""
+        before = self._before
+        while (up := before.get(place, place)) != place:
+            before[place] = before[up]
+            place = up
+        return place
+
+    def join(self, one: Any, two: Any) -> None:
+        """Make one group of two places' groups."""
+        low, high = sorted((self.first(one), self.first(two)))
+        self._before.setdefault(low, low)
+        self._before[high] = low
+
+
+class MinhashCluster(MinhashDedupCluster):  # type: ignore[misc]
+    """datatrove's third step, which keeps the document of a cluster that it has met in most pairs; ours keeps the first
+    of the earliest task, so of the source that is named first."""
+
+    def run(self, data: DocumentsPipeline = None, _: int = 0, world_size: int = 1) -> None:
+        groups = Firsts()
+        with self.track_time():
+            for name in self.input_folder.list_files(glob_pattern="*.dups"):
+                with self.input_folder.open(name, "rb") as file:
+                    for task, doc, other_task, other in read_tuples_from_file(file, "4I", lines_to_buffer=1024):
+                        groups.join((task, doc), (other_task, other))
+            with self.output_folder.get_output_file_manager(mode="wb") as out:
+                for place in groups:
+                    self.stat_update("duplicates")
+                    if groups.first(place) != place:
+                        out.write(f"{place[0]:06d}.remove", struct.pack("<I", place[1]))
+                        self.stat_update("to_remove")
 
 
 class ExactFilter(ExactDedupFilter):  # type: ignore[misc]
@@ -151,21 +204,11 @@ def later_ones(prints: np.ndarray, distance: int) -> np.ndarray:
     from mmreason.data.duplicates import near_pairs
 
     unique, first, same = np.unique(prints, return_index=True, return_inverse=True)
-    roots = np.arange(len(unique))
-
-    def root(place: int) -> int:
-        while roots[place] != place:
-            roots[place] = roots[roots[place]]
-            place = int(roots[place])
-        return place
-
+    groups = Firsts()
     for left, right in near_pairs(unique, distance):
-        for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            one, two = root(a), root(b)
-            if one != two:
-                low, high = (one, two) if first[one] < first[two] else (two, one)
-                roots[high] = low
-    keepers = first[np.array([root(place) for place in range(len(unique))], dtype=np.intp)]
+        for a, b in zip(first[left].tolist(), first[right].tolist(), strict=True):
+            groups.join(a, b)
+    keepers = np.array([groups.first(place) for place in first.tolist()], dtype=np.intp)
     places = np.arange(len(prints))
     return places[keepers[same] != places]
 
@@ -227,11 +270,18 @@ def thresholds(
     documents with the smallest numbers stay, as many as fit: a fair sample that no order of reading changes.
 
     Args: held: (number, size) of a domain's documents.
+    Raises: ConfigError: a weighted domain has no documents, so that nothing of the others could stay.
     """
+    for domain in weights:
+        if not held.get(domain):
+            raise ConfigError(
+                f"domain_weights.{domain}: no document that is left is of this domain.{did_you_mean(domain, held)} "
+                f"There are: {', '.join(sorted(held)[:20])}"
+            )
     sizes = {domain: sum(size for _, size in drawn) for domain, drawn in held.items()}
     wanted: dict[str, float] = {}
     if weights:
-        total = min(sizes.get(domain, 0) / weight for domain, weight in weights.items())
+        total = min(sizes[domain] / weight for domain, weight in weights.items())
         wanted = {domain: total * weight for domain, weight in weights.items()}
     for domain, cap in caps.items():
         wanted[domain] = min(cap, wanted.get(domain, cap))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from data_builders.building.counts import SAMPLE_CHARACTERS, Counts
 from data_builders.building.shards import CARD, Entry
 from data_builders.building.writing import MANIFEST, file_digest
 from mmreason._files import write_whole
+from mmreason.types import MMReasonError
 
 if TYPE_CHECKING:
     from data_builders.corpus import Corpus
@@ -55,6 +56,45 @@ class Finish(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         finish(self._corpus, self._making)
+
+
+class Check(PipelineStep):  # type: ignore[misc]
+    """A stage that ends a run of which cleaning has left too little: those behind it are not begun."""
+
+    type = "🔎 - CHECK"
+    name = "Share that stays"
+
+    def __init__(self, corpus: Corpus, making: Making) -> None:
+        super().__init__()
+        self._corpus, self._making = corpus, making
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        reason = too_few(self._corpus, self._making, print)
+        if reason is not None:
+            raise MMReasonError(reason)
+
+
+def too_few(corpus: Corpus, making: Making, say: Callable[[str], None]) -> str | None:
+    """Why so few documents are left after cleaning that something must be wrong, the report written; None if enough.
+
+    Raises: OSError.
+    """
+    options = corpus.options
+    total = sum_up(Places(options.out), making)
+    left = total.tasks - total.dropped.total()
+    share = left / max(1, total.tasks)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in total.dropped.most_common(5))
+    say(f"cleaned: {left:,} of {total.tasks:,} documents stay ({share:.1%}){'; ' + reasons if reasons else ''}")
+    is_enough = total.tasks < options.min_accept_after or share >= options.min_accept_rate
+    if not left or not is_enough:
+        for reason, count in total.dropped.most_common(5):
+            for text in total.samples.get(reason, [])[:1]:
+                say(f"{reason} ({count:,}), e.g. {' '.join(text.split())[:300]}")
+    if is_enough:
+        return None
+    stopped = f"{share:.1%} of the documents are left after cleaning, below min_accept_rate={options.min_accept_rate:g}"
+    finish(corpus, making, stopped)
+    return f"{stopped}; the report shows what was dropped and why"
 
 
 def finish(corpus: Corpus, making: Making, stopped: str | None = None) -> dict[str, Any]:

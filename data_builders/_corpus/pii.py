@@ -3,6 +3,9 @@
 Patterns and check digits, no model. What a number is must show: by its form (`+49 …`, `(555) 201-…`, a leading 0 with
 separators), by its check digit (cards, IBAN, Chinese identity numbers) or by a word before it ("tel.", "call", 电话).
 Bare digits without any of these stay, so that numbers in prose do.
+
+Chinese, Japanese and Korean don't part words by spaces: their characters are a border wherever they stand beside an
+address or a number, and no part of it. Only the few characters of a name like 张三@例子.中国 are.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ PLACEHOLDERS: Mapping[Kind, str] = {
 
 Span = tuple[int, int]
 
+_ALPHA = "A-Za-z0-9\u00c0-\u0dff\u1e00-\u1fff"  # of scripts that part words by spaces
+_WORD = rf"{_ALPHA}_"
+_HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _SIX_DIGITS = re.compile(r"(?:\d[^\d\n]{0,4}){6}")  # no number that is looked for has fewer, close together
 
 
@@ -59,8 +65,8 @@ def _spans(found: Iterator[Span]) -> Iterator[Span]:
 # --------------------------------------------------------------------------------------------------------------------
 # E-mail
 
-_LOCAL = r"[\w!#$%&'*+/=?^`{|}~.-]{1,64}"
-_LABEL = r"[^\W_](?:[\w-]{0,62}[^\W_])?"
+_LOCAL = rf"[{_WORD}!#$%&'*+/=?^`{{|}}~.-]{{1,64}}"
+_LABEL = rf"[{_ALPHA}](?:[{_WORD}-]{{0,62}}[{_ALPHA}])?"
 _AT = r"(?:[ \t]?[@＠][ \t]?|&#64;|%40)"
 _TLD = (
     "com|org|net|edu|gov|info|biz|io|ai|co|me|dev|app|uk|us|de|fr|it|es|eu|nl|be|ch|at|se|no|dk|fi|pl|cz|ru|ua|cn|jp|"
@@ -68,12 +74,17 @@ _TLD = (
 )
 _DOT = r"(?:\.|[ \t]*[\[({<][ \t]*(?:dot|\.)[ \t]*[\])}>][ \t]*|[ \t]+dot[ \t]+)"
 _EMAIL = re.compile(
-    rf"(?<![\w.+-])(?:\"[^\"\n@]{{1,64}}\"|{_LOCAL}){_AT}(?:(?:{_LABEL}\.)+{_LABEL}|\[[\d.]{{7,15}}\]"
+    rf"(?<![{_WORD}.+-])(?:\"[^\"\n@]{{1,64}}\"|{_LOCAL}){_AT}(?:(?:{_LABEL}\.)+{_LABEL}|\[[\d.]{{7,15}}\]"
     rf"|{_LABEL}(?:{_DOT}{_LABEL})+)"
 )
+_HAN_DOMAIN = r"(?:[\w-]{1,63}\.)+(?:中国|中國|公司|网络|網絡|网址|集团|在线|商城|香港|台湾|台灣)"
+_HAN_EMAIL = re.compile(
+    rf"(?:(?<![{_WORD}.+-]){_LOCAL}{_AT}{_HAN_DOMAIN}"
+    rf"|(?<![\w.+-])[{_HAN}]{{1,4}}{_AT}(?:{_HAN_DOMAIN}|(?:{_LABEL}\.)+{_LABEL}))"
+)
 _SPELLED_EMAIL = re.compile(
-    rf"(?<![\w.+-]){_LOCAL}(?:[ \t]*[\[({{<][ \t]*(?:at|@)[ \t]*[\])}}>][ \t]*{_LABEL}(?:{_DOT}{_LABEL})+"
-    rf"|[ \t]+at[ \t]+{_LABEL}(?:[ \t]+dot[ \t]+{_LABEL})*[ \t]+dot[ \t]+(?:{_TLD})\b)",
+    rf"(?<![{_WORD}.+-]){_LOCAL}(?:[ \t]*[\[({{<][ \t]*(?:at|@)[ \t]*[\])}}>][ \t]*{_LABEL}(?:{_DOT}{_LABEL})+"
+    rf"|[ \t]+at[ \t]+{_LABEL}(?:[ \t]+dot[ \t]+{_LABEL})*[ \t]+dot[ \t]+(?:{_TLD})(?![{_WORD}]))",
     re.IGNORECASE,
 )
 _HAS_AT = re.compile(r"[@＠]|&#64;|%40")
@@ -83,6 +94,7 @@ _HAS_SPELLED_AT = re.compile(r"[ \t](?:dot|DOT|Dot)[ \t]|[\[({<]\s*(?:at|AT|At)\
 def _emails(text: str) -> Iterator[Span]:
     if _HAS_AT.search(text):
         yield from (match.span() for match in _EMAIL.finditer(text))
+        yield from (match.span() for match in _HAN_EMAIL.finditer(text))
     if _HAS_SPELLED_AT.search(text):
         yield from (match.span() for match in _SPELLED_EMAIL.finditer(text))
 
@@ -90,15 +102,15 @@ def _emails(text: str) -> Iterator[Span]:
 # --------------------------------------------------------------------------------------------------------------------
 # Identity and account numbers
 
-_SSN = re.compile(r"(?<![\w.-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
-_NINO = re.compile(r"(?<!\w)[A-CEGHJ-PR-TW-Z]{2}[ ]?\d{2}[ ]?\d{2}[ ]?\d{2}[ ]?[A-D](?!\w)")
+_SSN = re.compile(rf"(?<![{_WORD}.-])(?!000|666|9)\d{{3}}-(?!00)\d{{2}}-(?!0000)\d{{4}}(?![{_WORD}-])")
+_NINO = re.compile(rf"(?<![{_WORD}])[A-CEGHJ-PR-TW-Z]{{2}}(?:[ ]?\d{{2}}){{3}}[ ]?[A-D](?![{_WORD}])")
 _CN_ID = re.compile(
     r"(?<![\dA-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])"
 )
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?(?!\w)")
+_IBAN = re.compile(rf"(?<![{_WORD}])[A-Z]{{2}}\d{{2}}(?:[ ]?[A-Z0-9]{{4}}){{2,7}}(?:[ ]?[A-Z0-9]{{1,3}})?(?![{_WORD}])")
 _NAMED_ID = re.compile(
-    r"(?:\b(?:SSN|social security(?: (?:number|no\.?|#))?|passport(?: (?:number|no\.?|#))?|national id(?: number)?|"
-    r"driver'?s licen[cs]e(?: (?:number|no\.?|#))?|tax id(?: number)?)|身份证号?码?|护照号?码?)"
+    r"(?:(?<![A-Za-z])(?:SSN|social security(?: (?:number|no\.?|#))?|passport(?: (?:number|no\.?|#))?|"
+    r"national id(?: number)?|driver'?s licen[cs]e(?: (?:number|no\.?|#))?|tax id(?: number)?)|身份证号?码?|护照号?码?)"
     r"(?:\s*(?:is|was|:|：|#|为|是))?\s*([A-Z]{0,3}\d(?:[ -]?\d){5,17}[Xx]?)(?![\dA-Za-z])",
     re.IGNORECASE,
 )
@@ -129,7 +141,7 @@ def is_iban(text: str) -> bool:
 # --------------------------------------------------------------------------------------------------------------------
 # Payment cards
 
-_CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,23}(?![\w-])")
+_CARD = re.compile(rf"(?<![{_WORD}.+-])\d(?:[ -]?\d){{12,23}}(?![{_WORD}-])")
 _ISSUER = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
     r"|6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|3(?:0[0-5]|[68]\d)\d{11}|62\d{14,17}"
@@ -161,10 +173,12 @@ def is_card(text: str) -> bool:
 # --------------------------------------------------------------------------------------------------------------------
 # IP addresses
 
-_IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])")
+_IPV4 = re.compile(rf"(?<![{_WORD}.-])(?:\d{{1,3}}\.){{3}}\d{{1,3}}(?![{_WORD}-]|\.\d)")
+_IPV6 = re.compile(
+    rf"(?<![{_WORD}:.])[23][0-9A-Fa-f]{{3}}:(?:[0-9A-Fa-f]{{0,4}}:){{1,6}}[0-9A-Fa-f]{{0,4}}(?![{_WORD}:])"
+)
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver|\bversion|\brelease|\bsection|\bchapter|\bfirmware|§)\.?\s*$", re.IGNORECASE
+    r"(?:\bv|\bver|\bversion|\brelease|\bsection|\bchapter|\bfirmware|§|版本号?|固件|章|节)\.?\s*$", re.IGNORECASE
 )
 _SECTION = re.compile(r"\d\.\d\.\d\.\d")
 
@@ -190,18 +204,18 @@ def is_public(address: str) -> bool:
 
 _SEP = "[ \t\u00a0\u2009\u202f.\u2010-\u2013-]"
 _EXTENSION = r"(?:[ ,]{0,2}(?:ext\.?|extension|x|转)[ ]?\d{1,5}(?!\d))?"
-_END = r"(?![\w]|[-.,:/]\d)"
+_END = rf"(?![{_WORD}]|[-.,:/]\d)"
 _INTERNATIONAL = re.compile(
-    rf"(?<![\w+])(?:\+(?:\(\d{{1,3}}\)|\d{{1,3}})|00[1-9]\d{{0,2}}(?={_SEP}))"
+    rf"(?<![{_WORD}+])(?:\+(?:\(\d{{1,3}}\)|\d{{1,3}})|00[1-9]\d{{0,2}}(?={_SEP}))"
     rf"(?:(?:{_SEP}|/){{0,2}}\(?\d{{1,6}}\)?){{1,7}}{_EXTENSION}"
 )
 _AMERICAN = re.compile(
-    rf"(?<![\w.+$€£#,/-])(?<!\d{_SEP})(?:1{_SEP})?(?:\([2-9]\d{{2}}\){_SEP}?[2-9]\d{{2}}{_SEP}?|[2-9]\d{{2}}(?:{_SEP}|/)[2-9]\d{{2}}{_SEP})"
+    rf"(?<![{_WORD}.+$€£#,/-])(?<!\d{_SEP})(?:1{_SEP})?(?:\([2-9]\d{{2}}\){_SEP}?[2-9]\d{{2}}{_SEP}?|[2-9]\d{{2}}(?:{_SEP}|/)[2-9]\d{{2}}{_SEP})"
     rf"\d{{4}}(?!\d){_EXTENSION}{_END}"
 )
-# "555-0123", but not "850-1066", which are years
+# "555-0123", but not "850-1066", which are years; beside Chinese it is rather pages than a phone
 _LOCAL_AMERICAN = re.compile(
-    rf"(?<![\w.+$€£#,/-])(?<!\d{_SEP})[2-9]\d{{2}}-(?!1\d{{3}}|20\d\d)\d{{4}}{_EXTENSION}{_END}"
+    rf"(?<![\w.+$€£#,/-])(?<!\d{_SEP})[2-9]\d{{2}}-(?!1\d{{3}}|20\d\d)\d{{4}}{_EXTENSION}(?!\w|[-.,:/]\d)"
 )
 _CHINESE_MOBILE = re.compile(
     rf"(?<![\dA-Za-z_.+$-])(?:86{_SEP}?)?1[3-9]\d{_SEP}?\d{{4}}{_SEP}?\d{{4}}(?![\dA-Za-z_]|[.,]\d|{_SEP}\d)"
@@ -213,8 +227,8 @@ _NATIONAL = re.compile(
 _NAMED = re.compile(
     r"(?:(?<![A-Za-z])(?:tel|telephone|phone|mobile|mob|cell|cellphone|fax|call|dial|text|sms|whatsapp|hotline|helpline|"
     r"telefon|telefono|teléfono|téléphone|tél|móvil|handy)(?:s|ed|ing)?(?![A-Za-z])|电话|手机|传真|热线|致电|拨打|座机|联系方式|微信)"
-    r"(?:[ ]?(?:us|me|him|her|them|now|today|number|no|nr|line|at|on|is|to|toll|free|home|work|office|号码|号|是|为)\b)"
-    r"{0,4}[ .:：#=]{0,4}(?:\([a-zA-Z]+\)[ ]?)?"
+    r"(?:[ ]?(?:(?:us|me|him|her|them|now|today|number|no|nr|line|at|on|is|to|toll|free|home|work|office)\b|"
+    r"号码|号|是|为)){0,4}[ .:：#=]{0,4}(?:\([a-zA-Z]+\)[ ]?)?"
     rf"(\+?\(?\d(?:(?:{_SEP}|[()/]){{0,2}}\d){{6,14}}(?!\d))",
     re.IGNORECASE,
 )

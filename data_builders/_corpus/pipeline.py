@@ -80,13 +80,20 @@ class Places:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the stages are made from. Attributes: has_test_sets: whether there is an index of test sets."""
+    """What the stages are made from.
+
+    Attributes:
+        has_test_sets: whether there is an index of test sets.
+        finish: makes the blocks of the last stage.
+        check: makes those that end a run which cleaning has left too little of, where nobody waits for that stage.
+    """
 
     options: CorpusOptions
     places: Places
     tasks: int
     has_test_sets: bool
     finish: Callable[[], list[Any]] = field(default=list)
+    check: Callable[[], list[Any]] = field(default=list)
 
     def drops(self, reason: str) -> Any:
         """Where a filter puts what it drops."""
@@ -99,6 +106,8 @@ def make_stages(setup: Setup) -> list[Stage]:
     """All stages, in order."""
     options, many = setup.options, setup.tasks
     found = [Stage("clean", many, lambda: _clean(setup))]
+    if options.executor == "slurm" and options.min_accept_rate:
+        found.append(Stage("check", 1, setup.check))
     if options.exact:
         found += [
             Stage("exact_signatures", many, lambda: _exact_signatures(setup)),
@@ -289,11 +298,11 @@ def _minhash_buckets(setup: Setup) -> list[Any]:
 
 
 def _minhash_cluster(setup: Setup) -> list[Any]:
-    from datatrove.pipeline.dedup import MinhashDedupCluster
+    from data_builders._corpus.dedup import MinhashCluster
 
     places = setup.places
     folders = str(places.work("minhash_pairs")), str(places.work("minhash_copies"))
-    return [MinhashDedupCluster(*folders, config=_minhash(setup))]
+    return [MinhashCluster(*folders, config=_minhash(setup))]
 
 
 def _simhash_signatures(setup: Setup) -> list[Any]:

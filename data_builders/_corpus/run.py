@@ -247,7 +247,9 @@ def submit_stages(stages: Sequence[Stage], places: Places, workers: int, setting
     if running:
         say(f"jobs of this folder are still queued or running: {', '.join(running)}; nothing is submitted")
         return
-    given = {"env_command": job_environment(), **settings}
+    # Slurm takes away what waits for a job that has failed; else it would wait for ever.
+    arguments = {"kill-on-invalid-dep": "yes", **settings.get("sbatch_args", {})}
+    given = {"env_command": job_environment(), **settings, "sbatch_args": arguments}
     last: Any = None
     jobs: dict[str, str] = {}
     try:

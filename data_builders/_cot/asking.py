@@ -6,12 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 from data_builders._cot.rationale import cleaned
 from data_builders.building.pictures import image_bytes
 from mmreason.answers import Verdict, equivalent
-from mmreason.clients.types import Completer, EndpointError, Reply, Request
+from mmreason.clients.types import EndpointError
 from mmreason.data.formats.common import lettered
 from mmreason.prompting.react import ReAct
 from mmreason.prompting.solve import solve
@@ -21,19 +21,7 @@ from mmreason.types import ContentPart, Example, Message
 
 UNUSABLE = ("refused", "schema", "bad_reply", "bad_request")
 """Kinds of endpoint errors that asking again won't cure: the draw is lost, the others of its problem are not."""
-
-
-class Recorder:
-    """A completer that notes which models answered."""
-
-    def __init__(self, inner: Completer) -> None:
-        self.inner = inner
-        self.models: set[str] = set()
-
-    async def complete(self, request: Request) -> Reply:
-        reply = await self.inner.complete(request)
-        self.models.add(reply.model or reply.endpoint)
-        return reply
+Origin = Literal["gold", "teacher", "rationalized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +34,8 @@ class Candidate:
         thoughts: of a model whose thoughts are parted from its answer.
         messages: the turns with tools and the answer, of a strategy with native tool calls.
         fault: why it can't be used, whatever its answer ("truncated", "hint_leak"); "" for none.
-        is_gold: whether it is the set's own.
+        origin: "gold" for the set's own, "rationalized" where the teacher had been told the gold, else "teacher".
+        tools: schemas of the tools that the messages call.
     """
 
     text: str
@@ -54,7 +43,8 @@ class Candidate:
     thoughts: str | None = None
     messages: tuple[Message, ...] = ()
     fault: str = ""
-    is_gold: bool = False
+    origin: Origin = "teacher"
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(slots=True)
@@ -143,7 +133,9 @@ def candidates_of(outcome: Outcome, strategy: Strategy, problem: Problem) -> lis
         text = outcome.parsed["reasoning"]  # of a JSON reply
     found = []
     if outcome.text.strip() or outcome.answer is not None:
-        found.append(Candidate(text, outcome.answer, outcome.reasoning, _native(outcome, strategy)))
+        messages = _native(outcome, strategy)
+        schemas = strategy.toolbox.schemas if messages and calls_tools(strategy) else ()
+        found.append(Candidate(text, outcome.answer, outcome.reasoning, messages, tools=tuple(schemas)))
     for attempt in outcome.attempts:
         if attempt.answer is None or attempt.text.strip() == outcome.text.strip():
             continue
@@ -155,9 +147,14 @@ def candidates_of(outcome: Outcome, strategy: Strategy, problem: Problem) -> lis
     ]
 
 
+def calls_tools(strategy: Strategy) -> TypeGuard[ReAct]:
+    """Does it use the server's own tool calls, which rows keep as messages?"""
+    return isinstance(strategy, ReAct) and strategy.form == "native"
+
+
 def _native(outcome: Outcome, strategy: Strategy) -> tuple[Message, ...]:
     """The turns behind the question, where the model called tools in the server's form."""
-    if not isinstance(strategy, ReAct) or strategy.form != "native" or not outcome.transcript:
+    if not calls_tools(strategy) or not outcome.transcript:
         return ()
     first, last = outcome.transcript[0], outcome.transcript[-1]
     turns = [message for message in last.messages[len(first.messages) :] if message["role"] != "user"]

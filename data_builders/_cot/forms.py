@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from data_builders._cot import notes as cot_notes
+from data_builders._cot.asking import Origin
 from data_builders._cot.notes import NotesForm
 from mmreason.answers import verify
 from mmreason.prompting.prompts import TEXTS, ask, fill, form
@@ -38,14 +39,15 @@ class Path:
     Attributes:
         rationale: cleaned up; its notes, if any, are recomputed.
         answer: what the completion states, equivalent to the gold.
-        messages: turns with tools that stand for the rationale, the answer last.
-        meta: what is told of this path alone.
+        messages: turns with tools that stand for the rationale, the answer last. tools: schemas of what they call.
+        origin: who wrote it.
     """
 
     rationale: str
     answer: str
     messages: tuple[Message, ...] = ()
-    meta: Mapping[str, Any] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: Origin = "teacher"
 
 
 def base_row(example: Example, images: Sequence[bytes], row_id: str, meta: Mapping[str, Any]) -> Example:
@@ -70,7 +72,7 @@ def rows_of(
 
     Args: row_id: of the path; rows of a part of it have the part's name behind it.
     """
-    row = base_row(example, problem.images, row_id, {**meta, **(path.meta or {})})
+    row = base_row(example, problem.images, row_id, meta)
     rationale = path.rationale if notes == "keep" else cot_notes.without_notes(path.rationale)
     if form == "label_rationale":
         return [
@@ -85,11 +87,11 @@ def rows_of(
                 row, "label", prompt=[asked[0], {"role": "assistant", "content": rationale}, asked[1]], said=path.answer
             ),
         ]
-    messages = list(path.messages)
+    messages, schemas = list(path.messages), list(path.tools)
     if not messages and notes == "tool_calls":
-        messages = cot_notes.as_tool_calls(path.rationale, path.answer) or []
+        messages, schemas = cot_notes.as_tool_calls(path.rationale, path.answer) or [], cot_notes.calculator().schemas
     if any(message.get("tool_calls") for message in messages):
-        row["tools"] = cot_notes.calculator().schemas
+        row["tools"] = schemas
     row["completion"] = messages or [{"role": "assistant", "content": path.answer, "reasoning_content": rationale}]
     return [row]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from data_builders._cot.asking import Candidate, Drawn, Recorder, draw, judged, rationale_of
+from data_builders._cot.asking import Candidate, Drawn, Origin, draw, judged, rationale_of
 from data_builders._cot.equations import equations, path_key
 from data_builders._cot.forms import Path, is_verified, rows_of
 from data_builders._cot.notes import recompute, without_notes
@@ -16,6 +16,7 @@ from data_builders._cot.paths import choose_paths
 from data_builders._cot.process import process_row, value_steps
 from data_builders._cot.rationale import cleaned, standing
 from data_builders.building.build import Drop, Made, Tools
+from data_builders.building.recorder import Recorder
 from mmreason.answers import check_gold
 from mmreason.prompting.from_completer import CompleterSample
 from mmreason.prompting.rationalize import Rationalize
@@ -107,12 +108,14 @@ class Maker:
             return []
         work.counts.update(recompute(text).counts)  # of all gold rationales, kept or not
         found = standing(text, problem)
-        if found != "reached":
-            found = standing(cleaned(text, problem), problem)  # of a bare equation its value
+        if found != "reached" and standing(cleaned(text, problem), problem) == "reached":
+            found = "reached"  # a bare equation has its value once it is cleaned up
         if found == "contradicts" or (found == "silent" and problem.answer_kind in ("number", "math")):
             work.drops.append(Drop("answer_not_reached", f"{text}\n(answer: {problem.gold})"))
             return []
-        return [Candidate(text, problem.gold, is_gold=True)]
+        if found == "rescued":
+            work.counts["gold_rescued"] += 1
+        return [Candidate(text, problem.gold, origin="gold")]
 
     async def _drawn(self, problem: Problem, work: _Work) -> list[Candidate]:
         """The teacher's solutions; where none is right, its explanations of the gold, if those are wanted."""
@@ -125,7 +128,7 @@ class Maker:
                 explain = Rationalize(k=self.options.rationalize, language=self.options.language)
                 explained = await draw(explain, problem, self.sample, 1)
                 self._count(explained, work, "explained")
-                return drawn.candidates + explained.candidates
+                return drawn.candidates + [replace(each, origin="rationalized") for each in explained.candidates]
         return drawn.candidates
 
     def _count(self, drawn: Drawn, work: _Work, name: str) -> None:
@@ -164,7 +167,7 @@ class Maker:
             work.drops.append(Drop("false_equation", rationale))
             return None
         checked = recompute(rationale)
-        if not candidate.is_gold:
+        if candidate.origin != "gold":
             work.counts.update(checked.counts)
         broken = checked.text != rationale and standing(checked.text, problem) == "contradicts"
         if not checked.consistent or (checked.counts.get("notes_wrong") and broken):
@@ -172,8 +175,7 @@ class Maker:
             return None
         # A letter or a yes is written as the gold is; a number or formula as the solution has it.
         answer = problem.gold if problem.answer_kind in _LETTERED else candidate.answer
-        meta = {"from": "gold" if candidate.is_gold else "teacher"}
-        return Path(checked.text, answer or "", candidate.messages, meta)
+        return Path(checked.text, answer or "", candidate.messages, candidate.tools, candidate.origin)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Rows
@@ -185,7 +187,7 @@ class Maker:
         for i, path in enumerate(self._paths(candidates, problem, work)):
             made = rows_of(
                 path, example, problem, f"{name}/{i}", form=self.options.form, notes=self.options.notes,
-                language=self.options.language, meta=self._provenance(path),
+                language=self.options.language, meta=self._provenance(path.origin) | {"from": path.origin},
             )  # fmt: skip
             if all(is_verified(row) for row in made):
                 rows += made
@@ -194,12 +196,12 @@ class Maker:
         work.counts["verified"] += len(rows)
         return rows
 
-    def _provenance(self, path: Path | None) -> dict[str, Any]:
-        if path is not None and (path.meta or {}).get("from") == "gold":
+    def _provenance(self, origin: Origin) -> dict[str, Any]:
+        if origin == "gold":
             return {}
-        models = sorted(self.recorder.models) if self.recorder is not None else []
-        name = next((key for key, cls in STRATEGIES.items() if cls is type(self.strategy)), "")
-        return {"teacher": ", ".join(models), "strategy": name}
+        by = Rationalize if origin == "rationalized" else type(self.strategy)
+        name = next((key for key, cls in STRATEGIES.items() if cls is by), "")
+        return {"teacher": self.recorder.names if self.recorder is not None else "", "strategy": name}
 
     async def _process(
         self, name: str, candidates: Sequence[Candidate], example: Example, problem: Problem, work: _Work
@@ -229,7 +231,7 @@ class Maker:
                 process_row(
                     valued, example, problem.images, f"{name}/{len(rows)}", estimate=self.options.estimate,
                     threshold=self.options.soft_threshold, rollouts=self.options.rollouts, is_right=not fault,
-                    meta=self._provenance(None) | {"from": "gold" if candidate.is_gold else "teacher"},
+                    meta=self._provenance("teacher") | {"from": candidate.origin},
                 )
             )  # fmt: skip
         return rows

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Literal
 
+from data_builders._tool_use.trace import call_id
 from mmreason.answers.numbers import DECIMAL, parse_number
 from mmreason.data.formats.gsm8k import CALCULATOR_NOTE
 from mmreason.tools.calculator import Calculator
@@ -91,7 +92,7 @@ def as_tool_calls(text: str, answer: str) -> list[Message] | None:
         if result.error is not None or not isinstance(part.arguments, dict):
             continue  # no call of a tool that fails is taught
         call: ToolCallPart = {
-            "id": f"call_{len(messages) // 2 + 1}",
+            "id": call_id(len(messages) // 2 + 1),
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from data_builders._cot.notes import without_notes
@@ -14,8 +15,9 @@ from mmreason.tools.calculator import evaluate, terminating
 from mmreason.tools.formats import notes
 from mmreason.tools.types import ToolError
 
-Standing = Literal["reached", "silent", "contradicts"]
-"""What a rationale says of the gold: it comes to it; it states no answer; it states another one."""
+Standing = Literal["reached", "rescued", "silent", "contradicts"]
+"""What a rationale says of the gold: it comes to it; its last sentence has it, among other numbers perhaps, and nothing
+that it computes speaks against it; it states no answer; it states another one."""
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
 _SINGLE = re.compile(r"(?<=[.!?])\s+(?=[^\s\d])|(?<=[。！？；])")
@@ -28,6 +30,8 @@ _CHOICE_LINE = re.compile(
     re.I,
 )
 _NUMBER = re.compile(rf"(?<![\d.,])-?{DECIMAL}")
+# What stands behind an equals sign and is not the first number of an expression: "= $21600", "x = 7 days", "= 25%".
+_RESULT = re.compile(rf"=\s*[$€£¥]?\s*(-?{DECIMAL})(?![.,]?\d|\s*[-+*/^×÷=(]\s*[\d(])")
 _SPACED = re.compile(r"(?<=\d) (?=\d{3}(?!\d))")  # thousands: 100 000
 _EXPRESSION = re.compile(r"(?=.*\d[ )]*[-+*/])[\d. +\-*/()]+\Z")
 _ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)")
@@ -51,24 +55,30 @@ def cleaned(text: str, problem: Problem) -> str:
 
 
 def standing(text: str, problem: Problem) -> Standing:
-    """What a rationale, with the notes and the closing statement it came with, says of the problem's gold."""
+    """What a rationale, with the notes and the closing statement it came with, says of the problem's gold.
+
+    A number is reached where it is stated as the answer or is the last result of a note or an equation. Otherwise the
+    last sentence must have it, and, if the text computes anything, one of its results must be it.
+    """
     assert problem.gold is not None
     kind = problem.answer_kind
     bare = without_notes(text)
     judgement = verify(bare, problem.gold, kind, problem.choices)
-    if judgement.correct:
-        return "reached"
     if kind == "number":
-        found = notes.find(text)
-        if found and equivalent(found[-1].result, problem.gold, kind) is Verdict.CORRECT:
+        noted, shown = [note.result for note in notes.find(text)], _RESULT.findall(_SPACED.sub("", bare))
+        if judgement.strict_correct or any(_is_any(results[-1:], problem) for results in (noted, shown)):
             return "reached"
         # "Thus 6:07 AM is 7 minutes after 6:00 AM.", "He spends $50 because 50 < 52".
         sentences = [sentence for sentence in _SENTENCE.split(bare) if sentence.strip()]
         last = _SPACED.sub("", sentences[-1]) if sentences else ""
-        numbers = _NUMBER.findall(last)
-        if any(equivalent(number, problem.gold, kind) is Verdict.CORRECT for number in numbers):
-            return "reached"
+        results = noted + shown
+        if (judgement.correct or _is_any(_NUMBER.findall(last), problem)) and (
+            not results or _is_any(results, problem)
+        ):
+            return "rescued"
         return "contradicts" if judgement.answer is not None else "silent"
+    if judgement.correct:
+        return "reached"
     return "silent" if extract(bare, kind, problem.choices).strict is None else "contradicts"
 
 
@@ -76,9 +86,7 @@ def steps_of(text: str) -> list[str]:
     """The steps of a rationale: its lines, or, where it has but one, its sentences."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if len(lines) == 1:
-        lines = [
-            part.strip() for part in re.split(r"(?<=[.!?])\s+(?=[^\s\d])|(?<=[。！？；])", lines[0]) if part.strip()
-        ]
+        lines = [part.strip() for part in _SINGLE.split(lines[0]) if part.strip()]
     return lines
 
 
@@ -114,6 +122,10 @@ def _is_bare(text: str, problem: Problem) -> bool:
         number = parse_number(words[0])
         return number is not None and number == parse_number(gold)
     return text.casefold() == gold.casefold()
+
+
+def _is_any(numbers: Sequence[str], problem: Problem) -> bool:
+    return any(_says(number, problem) for number in numbers)
 
 
 def _says(answer: str, problem: Problem) -> bool:

@@ -11,6 +11,7 @@ from data_builders._preferences.candidates import Candidate, Group, answered
 from data_builders._preferences.corrupt import Corruption, corruptions, other_choices, restated
 from data_builders._preferences.options import PreferenceOptions
 from data_builders.building.build import Drop
+from data_builders.building.teachers import one_of_each
 from mmreason.clients.types import Completer, EndpointError, Reply, Request
 from mmreason.types import Message
 
@@ -82,7 +83,7 @@ def _unusable(reply: Reply, *, keep_truncated: bool) -> str | None:
 def teacher_names(options: PreferenceOptions, n: int) -> list[str]:
     """The names of the n teachers, as the user gave them."""
     given = options.teacher
-    settings = [] if given is None else [given] if isinstance(given, dict) else given
+    settings = [] if given is None else one_of_each([given] if isinstance(given, dict) else given)
     names = [str(one.get("name") or one.get("model") or number) for number, one in enumerate(settings)]
     return names if len(names) == n == len(set(names)) else [f"teacher{number}" for number in range(n)]
 

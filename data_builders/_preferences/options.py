@@ -242,6 +242,8 @@ def _check_numbers(options: PreferenceOptions) -> None:
 def _check_ranking(options: PreferenceOptions) -> None:
     if options.rank_by == "votes" and options.votes is None and options.vote_items is None:
         raise ConfigError("rank_by votes: give the people's votes with `votes`, or write items with `vote_items` first")
+    if options.votes is not None and options.vote_items is not None:
+        raise ConfigError("vote_items writes what people are to vote on, votes reads what they said: give one of them")
     if options.votes is not None and options.rank_by != "votes":
         raise ConfigError(f"votes belongs to rank_by: votes, not to {options.rank_by}")
     if options.vote_items is not None and "samples" in options.candidates:

@@ -62,12 +62,14 @@ def rows_of_votes(
         fault = judged(candidate, settled)
         checked = recompute(rationale_of(candidate, settled))
         counts.update(checked.counts)
-        if not fault and (checked.counts.get("notes_wrong") or not without_notes(checked.text).strip()):
-            fault = "wrong_note" if checked.counts.get("notes_wrong") else "no_rationale"
+        if not fault and checked.counts.get("notes_wrong"):
+            fault = "wrong_note"
+        if not fault and not without_notes(checked.text).strip() and not candidate.messages:
+            fault = "no_rationale"
         if fault:
             drops.append(Drop(fault, candidate.text))
         else:
-            paths.append(Path(checked.text, candidate.answer or "", candidate.messages))
+            paths.append(Path(checked.text, candidate.answer or "", candidate.messages, candidate.tools))
     example: Example = {
         "prompt": [{"role": "user", "content": problem.text}],
         "answer": answer,

@@ -12,6 +12,7 @@ from data_builders._teacher.logprobs import pack_logprobs
 from data_builders._teacher.options import TeacherOptions
 from data_builders.building.build import Drop, Made, Tools
 from data_builders.building.pictures import image_bytes
+from data_builders.building.sandbox import try_sandbox
 from mmreason.clients.types import Completer, EndpointError, Reply, Request
 from mmreason.types import ConfigError, Example, Message
 
@@ -50,10 +51,13 @@ class Answerer:
         self._filter = options.filter
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Before anything is paid. Raises: DataError for tests that can't be used; ConfigError for criteria."""
-        if self.options.run_tests:
-            for example in examples:
-                tests_of(example)
+        """Before anything is paid.
+
+        Raises: DataError for tests that can't be used; IsolationError where none can be run; ConfigError for criteria.
+        """
+        tested = [example for example in examples if tests_of(example)] if self.options.run_tests else []
+        if tested:
+            try_sandbox()
         if self.options.judge is not None:
             self._criteria()
 
@@ -137,7 +141,7 @@ class Answerer:
 
         meta, gold = example.get("meta") or {}, example.get("answer")
         kind, choices = meta.get("kind"), meta.get("choices")
-        if self.options.run_tests and meta.get("tests"):
+        if self._is_tested(example):
             report = run_row(example, asked, answer.text, timeout_s=self.options.test_timeout_s)
             return (None if report.failure is None else "tests_failed"), None
         if gold is not None:
@@ -148,6 +152,10 @@ class Answerer:
             value = extract(answer.text, kind or ("choice" if choices else "math"), choices).answer
             return ("no_answer" if value is None else None), value
         return None, None
+
+    def _is_tested(self, example: Example) -> bool:
+        """Whether its programs are tested: what passes needs no agreement."""
+        return self.options.run_tests and bool((example.get("meta") or {}).get("tests"))
 
     def _criteria(self) -> list[Any]:
         from mmreason._functions import did_you_mean
@@ -183,6 +191,9 @@ class Answerer:
         report = await judge.score(items, self._criteria())
         kept, least = [], self.options.min_judge_score
         for answer, result in zip(answers, report.results, strict=True):
+            if result.call.status == "error" and result.call.reason == "refused":  # of this answer, not of the others
+                drops.append(Drop("refused", f"the judge: {result.call.detail}"[:_SHOWN]))
+                continue
             if result.call.status == "error":
                 raise EndpointError(result.call.reason, f"the judge: {result.call.detail}")  # type: ignore[arg-type]
             if result.scores is None:
@@ -204,7 +215,7 @@ class Answerer:
         gold = example.get("answer")
         if not answers:
             return [], gold
-        if self.options.choose == "best":
+        if self.options.choose == "best" or (self.options.choose == "agreed" and self._is_tested(example)):
             return [max(answers, key=lambda answer: answer.score)], gold  # of equals the first
         if self.options.choose == "agreed":
             found = await asyncio.to_thread(self._largest, example, answers)

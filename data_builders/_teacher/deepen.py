@@ -14,7 +14,7 @@ from data_builders._teacher.rules import copied_prompt, gives_up, says_nothing
 from data_builders._teacher.self_instruct import in_template
 from data_builders.building.build import Drop, Made, SourceNote, Task, Tools
 from data_builders.building.sources import read_source
-from mmreason.clients.types import Request
+from mmreason.clients.types import EndpointError, Request
 from mmreason.types import DataError, Example, Message
 
 _ADDED_WORDS, _MOST_WORDS = 20, 400
@@ -68,7 +68,12 @@ class Deepen:
         counts: Counter[str] = Counter()
         for generation in range(1, self.options.generations + 1):
             operation = BREADTH if rng.random() < self.options.breadth else rng.choice(list(OPERATIONS))
-            text, fault = await self._rewritten(current, operation, task.id, tools)
+            try:
+                text, fault = await self._rewritten(current, operation, task.id, tools)
+            except EndpointError as error:  # the provider's filter: of this step, the others are paid for and good
+                if error.kind != "refused":
+                    raise
+                text, fault = str(error), "refused"
             counts["rewritten"] += 1
             if fault is not None:
                 drops.append(Drop(fault, f"{operation}: {current}\n→ {text}"[:600]))
@@ -118,10 +123,12 @@ class Deepen:
         """The seed's conversation with another last question; a gold of the old one would be wrong."""
         prompt = seed["prompt"]
         earlier: Sequence[Message] = [] if isinstance(prompt, str) else prompt[:-1]
+        root = (seed.get("meta") or {}).get("root")
         meta: dict[str, Any] = {
             "kind": None,
             "choices": None,
             "parent": seed["id"],
+            **({} if root is None else {"root": root}),
             "instruction": text,
             "operation": operation,
             "generation": generation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from data_builders._teacher.filters import AnswerFilter
@@ -132,10 +132,13 @@ class TeacherOptions(SourceOptions):
             raise ConfigError("choose: best needs a judge, for example judge: {base_url: http://…/v1, model: NAME}")
         if self.min_judge_score is not None and self.judge is None:
             raise ConfigError("min_judge_score needs a judge, for example judge: {base_url: http://…/v1, model: NAME}")
-        if self.mode == "self_instruct" and self.top_logprobs is not None:
-            raise ConfigError(
-                "top_logprobs goes with mode answer or deepen: a Self-Instruct reply holds more than the answer"
-            )
+        if self.mode == "self_instruct":
+            defaults = {one.name: one.default for one in fields(self)}
+            for name in ("top_logprobs", "judge", "samples", "choose", "min_agreement"):
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(
+                        f"{name} goes with mode answer or deepen: a Self-Instruct reply holds more than the answer"
+                    )
 
     @property
     def filter(self) -> AnswerFilter:

@@ -25,7 +25,7 @@ from data_builders._teacher.prompts import (
 from data_builders._teacher.rules import instruction_fault
 from data_builders.building.build import Drop, Made, SourceNote, Task, Tools
 from data_builders.building.sources import read_source
-from mmreason.clients.types import Reply, Request
+from mmreason.clients.types import EndpointError, Reply, Request
 from mmreason.types import DataError, Example, Message
 
 _EXAMPLES_EACH = 3
@@ -105,7 +105,10 @@ class SelfInstruct:
             *(self._examples(f"{task.id}/{number}", text, tools) for number, text in fresh), return_exceptions=True
         )
         rows: list[Example] = []
-        for found in made:
+        for (_, text), found in zip(fresh, made, strict=True):
+            if isinstance(found, EndpointError) and found.kind == "refused":
+                drops.append(Drop("refused", f"{text}\n\n{found}"[:400]))
+                continue
             if isinstance(found, BaseException):
                 raise found
             rows += found.rows

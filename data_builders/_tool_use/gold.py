@@ -50,6 +50,11 @@ def solution_text(example: Example) -> str:
     return last.get("reasoning_content") or str(last["content"])
 
 
+def unmarked_solution(example: Example) -> str:
+    """The worked solution without GSM8K's line of the answer ("#### 72")."""
+    return _MARK.sub("", solution_text(example)).strip()
+
+
 async def _from_code(shop: Workshop, task: str, example: Example, code: str) -> Made:
     if _CODE.search(code) is None:
         return Made(drops=[Drop("no_program", code[:500])])
@@ -99,7 +104,7 @@ async def _from_record(shop: Workshop, task: str, example: Example, messages: Se
 
 async def from_notes(shop: Workshop, task: str, example: Example) -> Made:
     """A trace from a solution with GSM8K's calculator notes: each note becomes a call, run by the calculator."""
-    text = _MARK.sub("", solution_text(example)).strip()
+    text = unmarked_solution(example)
     for note in notes.find(text):
         if note.verdict in ("wrong", "unreadable"):  # what follows was written for the note's own result
             return Made(drops=[Drop(f"{note.verdict}_note", f"{text[note.start : note.end]} in: {text}")])

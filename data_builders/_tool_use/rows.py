@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -14,6 +14,7 @@ from typing import Any, cast
 from data_builders._tool_use.errors import plant
 from data_builders._tool_use.trace import Trace, Writing, differences, recorded_calls, rows_of
 from data_builders.building.build import Drop, Made
+from data_builders.building.pictures import image_bytes
 from mmreason.answers import verify
 from mmreason.prompting.prompts import TEXTS, ask, fill, finish
 from mmreason.prompting.react import ReAct
@@ -112,8 +113,7 @@ class Workshop:
     def _changes(self, row: Example) -> str:
         """What of a row's results another run wouldn't give; "" where all stay. Times, random numbers, addresses."""
         calls = recorded_calls(row)
-        addresses = [found[0] for call in calls if (found := _ADDRESS.search(call.content or ""))]
-        return "\n".join([*differences(calls, self.toolbox), *(f"an address in memory: {at}" for at in addresses)])
+        return "\n".join([*differences(calls, self.toolbox), *addresses(call.content or "" for call in calls)])
 
     async def _base(self, task: str, example: Example, trace: Trace, told: Mapping[str, Any] | None) -> Example:
         meta = dict(example.get("meta") or {})
@@ -135,6 +135,7 @@ class Workshop:
                 **(told or {}),
             },
         }
+        base |= pictures_of(example)
         if self.writing.form == "tool_calls":
             base["tools"] = example.get("tools") if self.kind == "calls" else self.schemas
         return cast(Example, base)
@@ -145,9 +146,26 @@ class Workshop:
         return await self.prompt(problem_of(example))
 
 
+def addresses(results: Iterable[str]) -> list[str]:
+    """A sentence for each result with an address in memory, which another run needn't give."""
+    return [f"an address in memory: {found[0]}" for result in results if (found := _ADDRESS.search(result))]
+
+
+def embedded(example: Example) -> Example:
+    """The row with its pictures as bytes, as endpoints take them and built sets hold them. Raises: ImageError."""
+    cells = [{"bytes": image_bytes(cell), "path": None} for cell in example.get("images") or ()]
+    return {**example, "images": cells} if cells else example
+
+
+def pictures_of(example: Example) -> dict[str, Any]:
+    """The column `images` of a row made from this one: none where it has no picture."""
+    return {"images": example["images"]} if example.get("images") else {}
+
+
 def problem_of(example: Example) -> Problem:
-    """The problem of a row. Options that already stand in its question are not listed again."""
+    """The problem of an embedded row. Options that already stand in its question are not listed again."""
     problem = Problem.from_example(example)
+    problem = replace(problem, images=tuple(cell["bytes"] for cell in problem.images))
     if problem.choices and all(choice in problem.text for choice in problem.choices):
         return replace(problem, choices=None, kind=problem.kind or "choice")
     return problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,8 +11,9 @@ from typing import Any
 from data_builders._tool_use.rows import Workshop, problem_of
 from data_builders._tool_use.trace import OBSERVATION, Trace, Turn, run_turn, stated
 from data_builders.building.build import Drop, Made
+from data_builders.building.recorder import Recorder
 from mmreason.answers import extract
-from mmreason.clients.types import Completer, Reply, Request
+from mmreason.clients.types import Completer
 from mmreason.prompting.from_completer import CompleterSample
 from mmreason.prompting.react import ReAct
 from mmreason.prompting.solve import solve
@@ -52,19 +52,6 @@ class Demands:
         return None
 
 
-@dataclass
-class Noted:
-    """A completer that remembers which models have answered."""
-
-    inner: Completer
-    models: Counter[str]
-
-    async def complete(self, request: Request) -> Reply:
-        reply = await self.inner.complete(request)
-        self.models[reply.model or reply.endpoint] += 1
-        return reply
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
     """How the teacher is asked. draw: which of several traces of a problem this is."""
@@ -79,8 +66,8 @@ async def by_tools(
     shop: Workshop, task: str, example: Example, teacher: Completer, asking: Asking, demands: Demands
 ) -> Made:
     """A trace by the ReAct strategy (arXiv:2210.03629): `shop.react` says in which form the teacher writes calls."""
-    noted = Noted(teacher, Counter())
-    sample = CompleterSample(completer=noted, max_tokens=asking.max_tokens, temperature=asking.temperature)
+    recorder = Recorder(teacher)
+    sample = CompleterSample(completer=recorder, max_tokens=asking.max_tokens, temperature=asking.temperature)
     problem = replace(problem_of(example), draw=asking.draw)
     outcome = await solve(shop.react, problem, sample)
     found = await _read(shop, outcome, problem)
@@ -89,7 +76,7 @@ async def by_tools(
     unmet = demands.unmet(found, example.get("answer"))
     if unmet is not None:
         return Made(drops=[unmet], counts=dict(outcome.counts))
-    return await shop.finish(task, example, found, {"teacher": _names(noted), "draw": asking.draw})
+    return await shop.finish(task, example, found, {"teacher": recorder.names, "draw": asking.draw})
 
 
 async def _read(shop: Workshop, outcome: Outcome, problem: Problem) -> Trace | Drop:
@@ -157,8 +144,8 @@ async def by_programs(
 
     The teacher is asked in turns; an output comes back as the next message, so that every server can do it.
     """
-    noted = Noted(teacher, Counter())
-    sample = CompleterSample(completer=noted, max_tokens=asking.max_tokens, temperature=asking.temperature)
+    recorder = Recorder(teacher)
+    sample = CompleterSample(completer=recorder, max_tokens=asking.max_tokens, temperature=asking.temperature)
     problem = problem_of(example)
     messages = await replace(shop, writing=replace(shop.writing, form="fenced"), instructions=True).prompt(problem)
     turns: list[Turn] = []
@@ -171,7 +158,7 @@ async def by_programs(
         if isinstance(call, ToolError):
             return Made(drops=[Drop("unreadable_action", text)])
         if call is None:
-            return await _computed(shop, task, example, (turns, text, problem), demands, noted, asking)
+            return await _computed(shop, task, example, (turns, text, problem), demands, recorder, asking)
         turns.append(await run_turn(shop.toolbox, Turn(_thought(text), (ToolCall(call.name, call.arguments),))))
         output = programs.output(turns[-1].results[0]).source
         go_on = _GO_ON[shop.writing.language]
@@ -189,7 +176,7 @@ async def _computed(
     example: Example,
     found: tuple[list[Turn], str, Problem],
     demands: Demands,
-    noted: Noted,
+    recorder: Recorder,
     asking: Asking,
 ) -> Made:
     turns, text, problem = found
@@ -202,7 +189,7 @@ async def _computed(
     unmet = demands.unmet(trace, example.get("answer"))
     if unmet is not None:
         return Made(drops=[unmet])
-    return await shop.finish(task, example, trace, {"teacher": _names(noted), "draw": asking.draw})
+    return await shop.finish(task, example, trace, {"teacher": recorder.names, "draw": asking.draw})
 
 
 def _before_output(text: str) -> str:
@@ -213,10 +200,6 @@ def _before_output(text: str) -> str:
 def _thought(text: str) -> str:
     """What stands around the last program: blocks of earlier programs that were never run are left out."""
     return "".join(block.source for block in programs.parse(text) if block.kind == "text").strip()
-
-
-def _names(noted: Noted) -> str:
-    return ", ".join(sorted(noted.models))
 
 
 def _words(text: str) -> str:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from data_builders._tool_use.filter import CallLosses, Judged
-from data_builders._tool_use.gold import solution_text
+from data_builders._tool_use.gold import unmarked_solution
 from data_builders._tool_use.inline import Inline, InlineForm, at_word, of_notes, one_line, request_for
-from data_builders._tool_use.rows import Workshop
+from data_builders._tool_use.replay import replay
+from data_builders._tool_use.rows import Workshop, addresses, pictures_of
 from data_builders._tool_use.trace import Trace, Turn, stated
 from data_builders.building.build import Drop, Made
+from mmreason.answers import verify
 from mmreason.clients.types import Completer, Request
 from mmreason.tools.types import ToolResult
 from mmreason.types import Example
 
 CallsFrom = Literal["text", "notes", "teacher"]
-_MARK = re.compile(r"\n?[ \t]*####.*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,11 @@ class Toolformer:
 
     async def make(self, task: str, example: Example, teacher: Completer | None) -> Made:
         """The row of a text, with the calls that help."""
-        text = str(example["text"]) if "text" in example else _MARK.sub("", solution_text(example)).strip()
-        plain, proposed, changed = await self._proposed(text, teacher)
+        text = str(example["text"]) if "text" in example else unmarked_solution(example)
+        plain, written = of_notes(text) if self.calls_from == "notes" else self.form.read(text)
+        if self.inline and (fault := await asyncio.to_thread(_untrue, example, plain)):
+            return Made(drops=[fault])
+        proposed, changed = await self._proposed(plain, written, teacher)
         counts = Counter(calls_proposed=len(proposed), replies_changing_the_text=changed)
         if not proposed:
             return Made(drops=[Drop("text_changed" if changed else "no_call", text[:500])], counts=counts)
@@ -72,15 +75,17 @@ class Toolformer:
         if not self.inline:
             made = await self.shop.finish(task, example, _trace(plain, kept, example, self.shop), _told(kept))
             return replace(made, counts=Counter(made.counts) + counts)
-        return Made(rows=[self._row(task, example, plain, kept)], counts=counts)
+        row = self._row(task, example, plain, kept)
+        found = await asyncio.to_thread(self._changes, row, kept)
+        return Made(drops=[Drop("not_repeatable", found)], counts=counts) if found else Made(rows=[row], counts=counts)
 
-    async def _proposed(self, text: str, teacher: Completer | None) -> tuple[str, list[Inline], int]:
-        """(plain text, calls with text behind them, replies that changed the text)."""
+    def _changes(self, row: Example, kept: Sequence[Tried]) -> str:
+        """What of a row's results another run wouldn't give, as `Workshop.finish` asks of the other forms."""
+        return "\n".join([*replay(row, self.shop.toolbox), *addresses(one.result.content for one in kept)])
+
+    async def _proposed(self, plain: str, calls: list[Inline], teacher: Completer | None) -> tuple[list[Inline], int]:
+        """(calls with text behind them, replies that changed the text). calls: those that the text came with."""
         changed = 0
-        if self.calls_from == "notes":
-            plain, calls = of_notes(text)
-        else:
-            plain, calls = self.form.read(text)
         if teacher is not None:
             asked = [
                 Request(
@@ -102,7 +107,7 @@ class Toolformer:
         placed = [replace(one, place=at_word(plain, one.place), result=None) for one in calls]
         behind = [one for one in placed if one.place < len(plain)]
         distinct = {(one.place, json.dumps(one.call.arguments), one.call.name): one for one in behind}
-        return plain, list(distinct.values()), changed
+        return list(distinct.values()), changed
 
     def _judge(self, plain: str, run: Sequence[tuple[Inline, ToolResult]]) -> list[Tried]:
         written = []
@@ -132,12 +137,25 @@ class Toolformer:
         }
         if "text" in example:
             return cast(Example, {**row, "text": text})
-        *before, last = cast(list[Any], example["completion"])
-        field = "reasoning_content" if last.get("reasoning_content") else "content"
-        completion = [*before, {**last, field: text}]
-        return cast(
-            Example, {**row, "prompt": example["prompt"], "completion": completion, "answer": example.get("answer")}
-        )
+        more = {"prompt": example["prompt"], "completion": _with_text(example, text), "answer": example.get("answer")}
+        return cast(Example, {**row, **more, **pictures_of(example)})
+
+
+def _with_text(example: Example, text: str) -> list[Any]:
+    """The completion with another text as its worked solution."""
+    *before, last = cast(list[Any], example["completion"])
+    field = "reasoning_content" if last.get("reasoning_content") else "content"
+    return [*before, {**last, field: text}]
+
+
+def _untrue(example: Example, plain: str) -> Drop | None:
+    """A row whose completion states another answer than its gold; documents and rows without a gold state none."""
+    gold, meta = example.get("answer"), example.get("meta") or {}
+    if "text" in example or not gold:
+        return None
+    said = str(_with_text(example, plain)[-1]["content"])
+    is_right = verify(said, gold, meta.get("kind"), meta.get("choices")).correct
+    return None if is_right else Drop("wrong_answer", f"{said}\n(gold: {gold})")
 
 
 def _told(kept: Sequence[Tried]) -> dict[str, Any]:

@@ -142,11 +142,16 @@ def _learned_from(turns: Sequence[Turn], writing: Writing) -> int:
 # tool_calls
 
 
+def call_id(number: int) -> str:
+    """The id of a row's call, counted from 1. Mistral's templates want nine letters and digits."""
+    return f"call{number:05d}"
+
+
 def _called(trace: Trace, base: Example, writing: Writing) -> Example:
     groups: list[list[Message]] = []
     number = 0
     for turn in trace.turns:
-        ids = [f"call{number + k:05d}" for k in range(1, len(turn.calls) + 1)]  # Mistral's templates want 9 signs
+        ids = [call_id(number + k) for k in range(1, len(turn.calls) + 1)]
         number += len(ids)
         said: dict[str, Any] = {"role": "assistant", **_thoughtful(turn.thought, "", writing)}
         said["tool_calls"] = [

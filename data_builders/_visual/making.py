@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -56,7 +57,7 @@ class Writer:
     def __init__(self, writing: Writing, source: str) -> None:
         self.writing = writing
         self.source = source
-        self._inventories: dict[tuple[str, str], asyncio.Task[list[str]]] = {}
+        self._inventories: dict[tuple[bytes, str], asyncio.Task[list[str]]] = {}
 
     async def write(self, asked: Asked, row_id: str, teacher: Completer) -> Made:
         """One row, or why there is none. Raises: EndpointError."""
@@ -101,7 +102,7 @@ class Writer:
         if self.writing.sees != "annotation" and (
             wanted == "always" or (wanted == "missing" and not picture.is_annotated)
         ):
-            key = (picture.id, asked.language)
+            key = (hashlib.sha256(image).digest(), asked.language)  # sources may give the same id to two pictures
             if key not in self._inventories:
                 self._inventories[key] = asyncio.ensure_future(self._inventory(asked, image, teacher))
             names += await asyncio.shield(self._inventories[key])
@@ -223,11 +224,12 @@ def hallucinated(kind: str, said: Mapping[str, Any], ground: Ground) -> list[str
 
 
 def _of_turn(turn: Mapping[str, str], ground: Ground) -> list[str]:
-    """A question whether something is there may name it, where the answer is that it isn't."""
+    """A question whether something is there may name it, where the answer is that it isn't; it alone is excused."""
     question, answer = turn["question"], turn["answer"]
     denied = _EXISTS.match(question) and _NO.match(answer)
-    asked = [] if denied else ungrounded(question, ground)
-    return asked + [name for name in ungrounded(answer, ground) if not (denied and name in question.lower())]
+    excused = ungrounded(question, Ground.of(()))[:1] if denied else []
+    found = [*ungrounded(question, ground), *ungrounded(answer, ground)]
+    return [name for name in found if name not in excused]
 
 
 def without_hallucinated(kind: str, said: Mapping[str, Any], ground: Ground) -> dict[str, Any] | None:

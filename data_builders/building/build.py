@@ -164,7 +164,7 @@ class Tools(Protocol):
 
     @property
     def teachers(self) -> Sequence[Completer]:
-        """Each configured endpoint by itself, to ask several of them the same."""
+        """Each configured model by itself, to ask several of them the same; copies of one model count once."""
         ...
 
     def endpoint(self, settings: Mapping[str, Any]) -> Completer:
@@ -202,6 +202,10 @@ class Builder(ABC, Generic[O]):
     def other_endpoints(self) -> Sequence[Mapping[str, Any]]:
         """Settings of the endpoints that `make` asks besides the teacher; their prices and keys are checked first."""
         return ()
+
+    def sends_images(self) -> bool:
+        """Whether `make` shows the teacher pictures; asked after `sources`. A priced one then needs image_tokens."""
+        return False
 
     @abstractmethod
     def sources(self) -> Sequence[SourceNote]:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_builders.building.shards import can_write
 from mmreason._files import write_whole
 from mmreason.types import ConfigError, DataError, Example
 
@@ -106,10 +107,11 @@ def load_decontaminator(given: Sequence[str] | None, cache: Path | None) -> Deco
         index = OverlapIndex.build(rows)
     except DataError as error:
         raise ConfigError(f"--decontaminate: {error}") from error
-    if paths is not None:
-        paths[0].unlink(missing_ok=True)
-        index.save(paths[1])
-        write_whole(paths[0], json.dumps(wanted))
+    if cache is not None and paths is not None:
+        with can_write(cache.parent):
+            paths[0].unlink(missing_ok=True)
+            index.save(paths[1])
+            write_whole(paths[0], json.dumps(wanted))
     return Decontaminator(index)
 
 
@@ -133,13 +135,22 @@ def _rows(name: str, source: str, split: str) -> list[Mapping[str, Any]]:
     return found
 
 
+def existing(text: str) -> Path | None:
+    """The file or folder that a text names; None where it names none, or is no path at all (too long, `~nobody/`)."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def _file_digest(source: str) -> str | None:
     """Of a local file's bytes or of a folder's names, sizes and times; None for a hub id."""
-    path = Path(source).expanduser()
+    path = existing(source)
+    if path is None:
+        return None
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    if not path.is_dir():
-        return None
     seen = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.rglob("*"))]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 

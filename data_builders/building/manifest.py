@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.building.build import Builder, BuildOptions, SourceNote
-from data_builders.building.contamination import MIN_SHARE
+from data_builders.building.contamination import MIN_SHARE, existing
 from data_builders.building.counts import Counts
 from data_builders.building.shards import Entry
-from data_builders.building.teachers import IDENTITY
+from data_builders.building.teachers import one_of_each, replies_follow_from
 from data_builders.building.writing import library_versions
 from mmreason import __version__
 from mmreason._values import plain
@@ -28,12 +28,12 @@ MASK = "[masked]"
 
 def masked(value: Any, name: str = "") -> Any:
     """Plain values without what a key-like name holds, and without texts that look like a key."""
-    if isinstance(value, Mapping):
-        return {str(key): masked(held, str(key)) for key, held in value.items()}
     if isinstance(value, list | tuple):
         return [masked(held, name) for held in value]
     if value is not None and _SECRET.search(name) and not isinstance(value, bool):
         return MASK
+    if isinstance(value, Mapping):
+        return {str(key): masked(held, str(key)) for key, held in value.items()}
     return redact(value) if isinstance(value, str) else value
 
 
@@ -48,6 +48,9 @@ def identity(
     """What the rows depend on. A run with another one must not go on in the same folder."""
     options = builder.options
     chosen = {f.name: plain(getattr(options, f.name)) for f in fields(options) if f.metadata.get("rows", True)}
+    if isinstance(chosen["teacher"], list):  # another copy of a model gives no other rows
+        models = one_of_each(chosen["teacher"])
+        chosen["teacher"] = models[0] if len(models) == 1 else models
     return {
         "builder": builder.name,
         "version": builder.version,
@@ -62,9 +65,9 @@ def _without_places(value: Any) -> Any:
     """Endpoints reduced to what their replies depend on, and paths to their names: servers and files may move."""
     if isinstance(value, Mapping):
         if "base_url" in value and "model" in value:
-            return {name: value[name] for name in IDENTITY if name in value}
+            return replies_follow_from(value)
         return {name: _without_places(held) for name, held in value.items()}
-    if isinstance(value, str) and "/" in value and Path(value).expanduser().exists():
+    if isinstance(value, str) and "/" in value and existing(value) is not None:
         return Path(value).name
     return [_without_places(held) for held in value] if isinstance(value, list) else value
 

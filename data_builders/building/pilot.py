@@ -25,11 +25,13 @@ class BuildQuote:
     """A pilot, and its extrapolation; amounts in US dollars.
 
     Attributes:
-        planned: tasks in all, None where the plan is open. left: of them not made yet, the pilot's not among them.
-        tasks: of the pilot. accepted: those that gave a row. rows: that they gave, before `keep`.
+        planned: tasks in all, None where the plan is open. left: of them not made yet, what the pilot made not among
+            them.
+        tasks: of the pilot. made: without those that failed, which say nothing of the others' cost. accepted: those
+            that gave a row. rows: that they gave, before `keep`.
         failed: tasks without a reply, by kind.
         spent: what the pilot cost now, replies without use and tries in doubt among it.
-        cost: what it cost in all, earlier replies from the ledger among it.
+        cost: what the tasks made cost in all, earlier replies from the ledger among it.
         expected, low, high: of the tasks that are left, with the 95 % prediction interval; None where unknown.
         seconds: expected of them.
     """
@@ -37,6 +39,7 @@ class BuildQuote:
     planned: int | None
     left: int | None
     tasks: int
+    made: int
     accepted: int
     rows: int
     failed: Counter[str]
@@ -59,12 +62,14 @@ class BuildQuote:
             f"pilot: {self.tasks} tasks, {self.accepted} of them gave {self.rows} rows{kinds}; "
             f"${self.spent:.4g} spent now, ${self.cost:.4g} with what was paid earlier{each}"
         ]
-        if self.left is None:
-            lines.append(f"the plan is open; {PILOT} more tasks like these cost ${PILOT * self.cost / self.tasks:.4g}")
+        if not self.made:
+            lines.append("no task has a reply, so nothing can be said of the others")
+        elif self.left is None:
+            lines.append(f"the plan is open; {PILOT} more tasks like these cost ${PILOT * self.cost / self.made:.4g}")
         elif self.expected is None:
             lines.append("the pilot has too few tasks for an estimate")
         else:
-            share = self.left / self.tasks
+            share = self.left / self.made
             lines += [
                 f"the other {self.left} tasks: ${self.expected:.4g} (95 % interval ${self.low:.4g} to "
                 f"${self.high:.4g}), {share * self.rows:,.0f} rows before duplicates are dropped",
@@ -83,7 +88,7 @@ async def quote(job: Job, progress: bool, pilot: int = PILOT) -> BuildQuote:
     if job.tasks is None:
         chosen, left = job.first_tasks(min(pilot, job.builder.round_size or pilot, job.options.limit or pilot)), None
         if job.options.limit is not None:
-            left = job.options.limit - len(chosen)
+            left = job.options.limit - max(job.done_tasks, len(chosen))
     else:
         unmade = job.tasks[job.done_tasks :]
         chosen = random.Random(f"quote {job.options.seed}").sample(unmade, min(pilot, len(unmade)))
@@ -114,27 +119,40 @@ async def _make(job: Job, tasks: Sequence[Any], progress: bool) -> list[Outcome]
 
 
 def _extrapolate(job: Job, outcomes: Sequence[Outcome], left: int | None) -> BuildQuote:
-    costs = [max(outcome.meter.dollars, 0.0) + _unused(outcome) for outcome in outcomes]
+    failed = Counter[str]()
+    for outcome in outcomes:
+        if isinstance(outcome.error, EndpointError) and _is_failed(outcome):
+            failed[outcome.error.kind] += 1
+    made = [outcome for outcome in outcomes if not _is_failed(outcome)]
+    if left is not None and job.tasks is not None:
+        left += failed.total()  # the run asks them again
+    costs = [max(outcome.meter.dollars, 0.0) + _unused(outcome) for outcome in made]
     bounds = None if left is None else interval(costs, left)
-    clean = [sum(hit is None for hit in outcome.hits) for outcome in outcomes]
-    seconds = statistics.fmean([outcome.seconds for outcome in outcomes] or [0.0])
+    clean = [sum(hit is None for hit in outcome.hits) for outcome in made]
+    seconds = statistics.fmean([outcome.seconds for outcome in made] or [0.0])
     expected, low, high = (None, None, None) if bounds is None else bounds
     return BuildQuote(
         planned=job.planned,
         left=left,
         tasks=len(outcomes),
+        made=len(made),
         accepted=sum(map(bool, clean)),
         rows=sum(clean),
-        failed=Counter(outcome.error.kind for outcome in outcomes if isinstance(outcome.error, EndpointError)),
+        failed=failed,
         spent=sum(outcome.meter.spent for outcome in outcomes),
         cost=sum(costs),
-        prompt_tokens=sum(outcome.meter.prompt_tokens for outcome in outcomes),
-        completion_tokens=sum(outcome.meter.completion_tokens for outcome in outcomes),
+        prompt_tokens=sum(outcome.meter.prompt_tokens for outcome in made),
+        completion_tokens=sum(outcome.meter.completion_tokens for outcome in made),
         expected=expected,
         low=low,
         high=high,
         seconds=None if left is None else math.ceil(left / job.options.concurrency) * seconds,
     )
+
+
+def _is_failed(outcome: Outcome) -> bool:
+    """As a run counts it: what the provider's filter refuses is dropped, and costs what it costs."""
+    return isinstance(outcome.error, EndpointError) and outcome.error.kind != "refused"
 
 
 def _unused(outcome: Outcome) -> float:

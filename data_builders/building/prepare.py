@@ -12,7 +12,7 @@ from typing import Any
 from data_builders.building.build import Builder, BuildOptions, SourceNote, Task
 from data_builders.building.contamination import Decontaminator, load_decontaminator
 from data_builders.building.manifest import UNKNOWN, identity, source_json, with_licenses
-from data_builders.building.shards import BUILD, Entry, ShardStore, digest_ids
+from data_builders.building.shards import BUILD, Entry, ShardStore, can_write, digest_ids
 from data_builders.building.teachers import (
     NO_TEACHER,
     MeteredLedger,
@@ -25,6 +25,7 @@ from data_builders.building.teachers import (
 )
 from mmreason.clients.endpoint import Endpoint
 from mmreason.clients.prices import format_dollars
+from mmreason.clients.settings import EndpointConfig
 from mmreason.clients.types import Completer
 from mmreason.types import ConfigError, DataError
 
@@ -94,6 +95,7 @@ def prepare(builder: Builder[Any], completers: Sequence[Completer] | None, say: 
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out} is a file; name a folder")
     sources = _sources(builder, say)
+    _check_pictures(builder, teachers)
     store = ShardStore(options.out, options.split, options.tasks_per_shard, builder.columns)
     with contextlib.ExitStack() as held:
         if not options.dry_run:
@@ -114,7 +116,8 @@ def prepare(builder: Builder[Any], completers: Sequence[Completer] | None, say: 
                 _settle(job.ledger, options, say)
             job.tools, job.endpoints = open_tools(teachers, others, job.ledger)
         if not options.dry_run:
-            store.record(made_of)
+            with can_write(options.out):
+                store.record(made_of)
         yield job
 
 
@@ -122,6 +125,16 @@ def _check_foreign(store: ShardStore) -> None:
     """Before the lock's folder is made, which would make a foreign folder look like ours. Raises: ConfigError."""
     if not (store.journal / "config.json").is_file():
         store.check({})
+
+
+def _check_pictures(builder: Builder[Any], teachers: Sequence[EndpointConfig]) -> None:
+    """Raises: ConfigError: no request with a picture could be sent, since its cost would have no upper bound."""
+    for config in teachers if builder.sends_images() else ():
+        if config.image_tokens is None and config.prices is not None and config.prices.input > 0:
+            raise ConfigError(
+                f"the source has pictures, and {config.model} a price: give --teacher.image_tokens, the most prompt "
+                "tokens that it is charged for one of them"
+            )
 
 
 def _sources(builder: Builder[Any], say: Callable[[str], None]) -> list[SourceNote]:
@@ -164,7 +177,8 @@ def check_ids(store: ShardStore, entry: Entry, ids: Sequence[str]) -> None:
 
 
 def _settle(ledger: MeteredLedger, options: BuildOptions, say: Callable[[str], None]) -> None:
-    if options.settle_doubtful is not None:
+    # Once settled, the option may stay in a file: there is nothing left that it could be about.
+    if options.settle_doubtful is not None and ledger.account().doubtful.requests:
         settled = ledger.settle_doubtful(options.settle_doubtful)
         say(f"{settled} doubtful requests settled at ${options.settle_doubtful:g}")
     doubtful = ledger.account().doubtful

@@ -123,7 +123,8 @@ def execute(
 
             found = asyncio.run(quote(job, progress))
             print(found.describe())
-            return Result(OUT_OF_BUDGET if found.failed["budget"] else DONE, {})
+            has_none = found.tasks > 0 and not found.made
+            return Result(OUT_OF_BUDGET if found.failed["budget"] else SOME_FAILED if has_none else DONE, {})
         import asyncio
 
         from data_builders.building.work import Work

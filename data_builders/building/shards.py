@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from mmreason.types import ConfigError, DataError, Example
 
 BUILD = ".build"
 CARD = "README.md"
+REPORT = "report.html"
 _ENTRY_DIGITS = 5
 
 
@@ -63,6 +65,17 @@ class Entry:
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def can_write(folder: Path) -> Iterator[None]:
+    """For what is written before a run begins. Raises: ConfigError where the block raises an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder}: {error.strerror or error}; make room or give permission there, or use another folder"
+        ) from error
+
+
 def digest_ids(ids: Sequence[str]) -> str:
     """One hash of many ids."""
     return hashlib.sha256(json.dumps(list(ids)).encode("utf-8", "surrogatepass")).hexdigest()
@@ -89,25 +102,26 @@ class ShardStore:
 
         Raises: ConfigError: another process builds there, or no folder can be.
         """
-        try:
+        with can_write(self.folder):
             self.journal.mkdir(parents=True, exist_ok=True)
-            file = (self.journal / "lock").open("a+")
-        except OSError as error:
-            raise ConfigError(f"--out {self.folder}: {error.strerror or error}") from error
+            file = (self.journal / "lock").open("ab+", buffering=0)  # so that closing has nothing left to write
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 raise ConfigError(
-                    f"--out {self.folder}: another process{file.read()} builds there; wait for it, or use another "
-                    "folder (several processes may share one --ledger)"
+                    f"--out {self.folder}: another process{file.read().decode()} builds there; wait for it, or use "
+                    "another folder (several processes may share one --ledger)"
                 ) from None
-            file.truncate(0)
-            file.write(f" ({os.getpid()})")
-            file.flush()
-            for left in [*self.folder.glob(f".{self.split}-*.tmp"), *self.journal.glob(".*.tmp")]:
-                left.unlink(missing_ok=True)
+            with can_write(self.folder):
+                for name in (f"{self.split}-", MANIFEST, CARD, REPORT):  # left there by a run that was killed
+                    for left in self.folder.glob(f".{glob.escape(name)}*.tmp"):
+                        left.unlink(missing_ok=True)
+                for left in self.journal.glob(".*.tmp"):
+                    left.unlink(missing_ok=True)
+                file.truncate(0)
+                file.write(f" ({os.getpid()})".encode())
             yield
 
     def check(self, identity: Mapping[str, Any]) -> None:

@@ -17,10 +17,10 @@ from data_builders.building.manifest import make_manifest
 from data_builders.building.prepare import Job, check_ids
 from data_builders.building.progress import Progress
 from data_builders.building.row_stats import RowStats
-from data_builders.building.shards import CARD, Entry, normalise
+from data_builders.building.shards import CARD, REPORT, Entry, normalise
 from data_builders.building.writing import MANIFEST
 from mmreason._files import write_whole
-from mmreason.clients.types import EndpointError
+from mmreason.clients.types import EndpointError, ErrorKind
 from mmreason.types import DataError, Example, MMReasonError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 MANY_FAILURES = 100
 """Failures in a row after which the server is taken for gone."""
-REPORT = "report.html"
+FINAL: tuple[ErrorKind, ...] = ("bad_request", "schema", "bad_reply", "logprobs")
+"""Errors of the request or its reply. Others may pass: where later tasks depend on a task's rows, they wait for it."""
 _SHOWN_DROPS = 3
 
 
@@ -103,7 +104,7 @@ class Taking:
         if len(self._task_ids) == len(entry.rows_of):
             check_ids(self.job.store, entry, self._task_ids)
             counts = Counts.of_json(entry.counts)
-            self._tasks += counts.tasks
+            self._tasks += counts.tasks - counts.failed.total()
             self._accepted += counts.accepted
             self._progress.replayed(counts)
             self._after, self._shard, self._replayed = entry.hash, self._shard + 1, []
@@ -115,7 +116,7 @@ class Taking:
     def saw(self, outcome: Outcome) -> None:
         """A task has ended, though perhaps not yet those before it."""
         self._progress.saw(outcome.meter.spent)
-        if isinstance(outcome.error, EndpointError) and (outcome.error.kind == "budget" or outcome.error.status == 401):
+        if isinstance(outcome.error, EndpointError) and _meets_all(outcome.error):
             status = 3 if outcome.error.kind == "budget" else 1
             self._stop(status, str(outcome.error))
 
@@ -134,7 +135,8 @@ class Taking:
         task, counts = outcome.task, self._counts
         kept: list[Example] = []
         error = outcome.error
-        if isinstance(error, EndpointError) and error.kind != "refused":
+        is_failed = isinstance(error, EndpointError) and error.kind != "refused"
+        if isinstance(error, EndpointError) and is_failed:
             counts.failed[error.kind] += 1
             self._fail(error)
         else:
@@ -151,7 +153,7 @@ class Taking:
         self.index += 1
         self._task_ids.append(task.id)
         self._rows.append(kept)
-        self._tasks += 1
+        self._tasks += not is_failed
         self._accepted += bool(kept)
         self._progress.took(accepted=bool(kept), failed=bool(isinstance(error, EndpointError)))
         self._watch_rate()
@@ -159,9 +161,11 @@ class Taking:
             self._write(ended=False)
 
     def _fail(self, error: EndpointError) -> None:
-        # Where later tasks depend on earlier rows, a task that failed stays so: they were paid for as things stood.
-        if self.job.builder.round_size is None or error.kind == "budget" or error.status == 401:
+        has_rounds = self.job.builder.round_size is not None
+        if not has_rounds or error.kind not in FINAL:
             self._is_whole = False
+            if has_rounds:  # tasks paid for without its rows would be other ones once it has some
+                self._stop(1, f"later tasks depend on one that failed: {error}")
         self._failures_in_row += 1
         if self._failures_in_row >= MANY_FAILURES:
             self._stop(1, f"{MANY_FAILURES} tasks in a row failed, the last with: {error}")
@@ -210,7 +214,7 @@ class Taking:
         return dropped
 
     def _watch_rate(self) -> None:
-        options = self.job.options
+        options = self.job.options  # tasks that failed say nothing of the builder
         if self._tasks >= options.min_accept_after and self._accepted < options.min_accept_rate * self._tasks:
             self._stop(
                 4,
@@ -241,13 +245,23 @@ class Taking:
     def close(self, *, normal: bool, ended: bool) -> None:
         """Write the last shard, whole or not. normal: all tasks were done. ended: the plan has no more.
 
+        A shard that was being made again stays as it is where more of its tasks are done there.
         Raises: OSError.
         """
-        if self._task_ids and self._shard >= len(self.job.finished):
+        if self._task_ids and self._shard >= len(self.job.finished) and (normal or not self._is_fuller_there()):
             self._write(ended=normal and ended)
         self._is_finished = normal
         if normal:
             self.job.store.prune(self._shard)
+
+    def _is_fuller_there(self) -> bool:
+        done = len(self._task_ids) - self._counts.failed.total()
+        return any(
+            entry.number == self._shard
+            and entry.after == self._after
+            and len(entry.rows_of) - sum(entry.counts["failed"].values()) > done
+            for entry in self.job.store.entries
+        )
 
     def finish(self, description: str, error: BaseException | None) -> dict[str, Any]:
         """Write manifest, card and report, and say how it ended; returns the manifest. error: what broke the run."""
@@ -307,6 +321,11 @@ class Taking:
         )
         if not manifest["complete"]:
             self.say("not complete: the same command goes on")
+
+
+def _meets_all(error: EndpointError) -> bool:
+    """Would every further request meet it? A 403 may be of this request alone: some providers refuse contents so."""
+    return error.kind == "budget" or (error.kind == "auth" and error.status != 403)
 
 
 def _write_text(path: Path, text: str) -> None:

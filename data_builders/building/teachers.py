@@ -95,7 +95,8 @@ class ToolBench:
     """The runner's `Tools`.
 
     Args:
-        teachers: the configured endpoints. router: what stands for all of them. others: further endpoints, by settings.
+        teachers: of each model the endpoint, or a router over its copies. router: what stands for all of them.
+        others: further endpoints, by settings.
     """
 
     def __init__(
@@ -168,6 +169,19 @@ def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
+def replies_follow_from(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an endpoint's settings that its replies depend on, without what stands at its default."""
+    return {name: settings[name] for name in IDENTITY if settings.get(name)}
+
+
+def one_of_each(settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first server of each model: copies of one model are one teacher, the ledger gives them the same replies."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for one in settings:
+        found.setdefault(_key(replies_follow_from(one)), one)
+    return list(found.values())
+
+
 def ledger_path(options: BuildOptions) -> Path:
     """The ledger's file."""
     return options.ledger or options.out / "ledger"
@@ -179,14 +193,15 @@ def open_tools(
     """The endpoints, ready to be asked, and the list of them, to be closed. Raises: ConfigError: no key."""
     endpoints = [Endpoint(config, ledger=ledger) for config in teachers]
     further = {key: Endpoint(config, ledger=ledger) for key, config in others.items()}
-    router: Completer | None = endpoints[0] if endpoints else None
-    if len(endpoints) > 1:
-        # Copies of one model share the work. Different models are not drawn by chance: the next one only stands in.
-        alike = len({_key({name: getattr(config, name) for name in IDENTITY}) for config in teachers}) == 1
-        router = Router(endpoints, "least_busy" if alike else "fail_over")
+    copies: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        copies.setdefault(_key(replies_follow_from(vars(endpoint.config))), []).append(endpoint)
+    # Copies of one model share the work. Different models are not drawn by chance: the next one only stands in.
+    models: list[Completer] = [one[0] if len(one) == 1 else Router(one, "least_busy") for one in copies.values()]
+    router = Router(endpoints, "fail_over") if len(models) > 1 else models[0] if models else None
     books = ledger is not None
     bench = ToolBench(
-        [Metered(endpoint, books=books) for endpoint in endpoints],
+        [Metered(model, books=books) for model in models],
         None if router is None else Metered(router, books=books),
         {key: Metered(endpoint, books=books) for key, endpoint in further.items()},
         own=False,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from data_builders.building.build import Made, Task
+from data_builders.building.build import Drop, Made, Task
 from data_builders.building.prepare import Job
 from data_builders.building.taking import Taking
 from data_builders.building.teachers import METER, Meter
@@ -47,6 +47,8 @@ async def attempt(job: Job, task: Task) -> Outcome:
     try:
         outcome.made = await job.builder.make(task, job.tools)
         outcome.hits = job.test_sets.find(outcome.made.rows)
+    except UnicodeEncodeError as error:  # half a character of one reply would have gone into the next request
+        outcome.made, outcome.hits = Made(drops=[Drop("bad_encoding", str(error))]), ()
     except Exception as error:
         outcome.error = error
     outcome.seconds = time.monotonic() - start

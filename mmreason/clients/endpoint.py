@@ -28,6 +28,7 @@ from mmreason.clients.types import EndpointError, ErrorKind, Reply, Request
 from mmreason.clients.wire import (
     ReplyError,
     Usage,
+    check_encoding,
     parse_completion,
     prompt_bound,
     request_body,
@@ -187,11 +188,13 @@ class Endpoint:
         Raises:
             EndpointError: no reply, after all retries.
             ConfigError: a request that can't be sent.
+            UnicodeEncodeError: one with half a character (a lone surrogate), for which UTF-8 has no form.
         """
         job = self.job(request)
         known = None if self.ledger is None else self.ledger.find(job.key)
         if known is not None:
             return known
+        check_encoding(request)  # before money is reserved: the SDK would fail when the request counts as sent
         self._begun += 1
         try:
             return await self._persist(job, wait)

@@ -111,6 +111,12 @@ def request_body(
     return body | extra
 
 
+def check_encoding(request: Request) -> None:
+    """Raises: UnicodeEncodeError: a text of the request has half a character, which no body can carry."""
+    sent = [list(request.messages), list(request.tools), request.json_schema, list(request.stop)]
+    json.dumps(sent, ensure_ascii=False, default=dict).encode()
+
+
 def prompt_bound(request: Request, image_tokens: int) -> int:
     """The most tokens that the prompt can be: no tokenizer makes more of a text than it has bytes.
 

@@ -212,6 +212,19 @@ def test_a_variant_of_a_variant_keeps_the_root(tmp_path: Path) -> None:
     assert child["meta"]["parent"] == "q1/paraphrase-0" and child["meta"]["root"] == "q1"
 
 
+def test_without_solving_nobody_is_asked_for_more(tmp_path: Path) -> None:
+    built = AugmentBuilder(options(tmp_path, one(tmp_path, answer=None), kinds=["paraphrase"], solve_k=0))
+    asked = teacher(REPLIES, [])
+    run(built, completers=[asked], say=quiet)
+    assert len(rows_in(tmp_path / "out")) == 1 == len(asked.requests)
+
+
+def test_solved_swaps_need_a_teacher(tmp_path: Path) -> None:
+    assert options(tmp_path, tmp_path, solve_swaps=True).asks
+    assert not options(tmp_path, tmp_path, solve_swaps=True, solve_k=0).asks
+    assert not options(tmp_path, tmp_path, solve_swaps=True, kinds=["distractor"]).asks
+
+
 # ---- splits
 
 

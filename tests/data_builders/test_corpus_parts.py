@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("datatrove", reason="the extra `corpus` is not installed")
 
 from datatrove.data import Document
 
-from data_builders._corpus.dedup import draw, found_probability, later_ones, thresholds
+from data_builders._corpus.dedup import MinhashCluster, draw, found_probability, later_ones, minhash_config, thresholds
 from data_builders._corpus.perplexity import CharacterModel, load_scorer
 from data_builders._corpus.pipeline import check_rules, rule_filters
 from data_builders._corpus.rules import HarmfulRule, LanguageRule
@@ -29,6 +30,7 @@ def options(**settings: Any) -> CorpusOptions:
     return CorpusOptions(out=Path("out"), source=["x.txt"], **settings)
 
 
+@settings(deadline=None)  # the first call imports
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
 def test_near_prints_are_those_of_a_plain_comparison(base: list[int], data: st.DataObject) -> None:
     """Prints with a few bits flipped; groups by following all pairs, of each group the first stays."""
@@ -44,6 +46,32 @@ def test_near_prints_are_those_of_a_plain_comparison(base: list[int], data: st.D
             group = [new if one == old else one for one in group]
     expected = [i for i, one in enumerate(group) if group.index(one) != i]
     assert later_ones(np.array(prints, dtype=np.uint64), 3).tolist() == expected
+
+
+def test_of_minhash_copies_the_first_stays(tmp_path: Path) -> None:
+    """Clusters of random pairs are datatrove's; of each the document of the earliest task stays."""
+    from datatrove.pipeline.dedup import MinhashDedupCluster
+
+    rng = random.Random(0)
+    pairs = [((1, 0), (1, 1)), ((1, 1), (2, 4)), ((0, 5), (1, 0))]  # datatrove keeps (1, 0)
+    pairs += [((3, one), (rng.choice((3, 4)), one + rng.randrange(1, 9))) for one in range(0, 300, 5)]
+    (tmp_path / "in").mkdir()
+    for bucket in range(2):
+        held = b"".join(struct.pack("<4I", *one, *two) for one, two in pairs[bucket::2])
+        (tmp_path / "in" / f"{bucket:05d}_00.dups").write_bytes(held)
+
+    def removed(kind: type[Any], name: str) -> list[tuple[int, int]]:
+        kind(str(tmp_path / "in"), str(tmp_path / name), config=minhash_config(5, 2, 8, 0)).run()
+        files = sorted((tmp_path / name).glob("*.remove"))
+        return [(int(file.stem), doc) for file in files for (doc,) in struct.iter_unpack("<I", file.read_bytes())]
+
+    ours, theirs = removed(MinhashCluster, "ours"), removed(MinhashDedupCluster, "theirs")
+    assert ours == sorted(ours) and len(ours) == len(theirs) and (1, 0) in ours and (0, 5) in theirs
+    before = {place: place for pair in pairs for place in pair}
+    for _ in pairs:  # each takes the least of its neighbors', until nothing changes
+        for one, two in pairs:
+            before[one] = before[two] = min(before[one], before[two])
+    assert ours == sorted(place for place, first in before.items() if place != first)
 
 
 def test_probability_of_minhash_is_that_of_a_simulation() -> None:
@@ -63,6 +91,10 @@ def test_probability_of_minhash_is_that_of_a_simulation() -> None:
 def test_shares_of_domains(sizes: dict[str, list[int]], weights: dict[str, float], caps: dict[str, int]) -> None:
     """No domain is above its cap or its share of the scarcest, and none is short by more than one document."""
     held = {name: [(draw(f"{name}{i}", 0), size) for i, size in enumerate(all_)] for name, all_ in sizes.items()}
+    if not weights.keys() <= sizes.keys():
+        with pytest.raises(ConfigError, match=f"no document that is left.*There are: {', '.join(sorted(sizes))}$"):
+            thresholds(held, weights, caps)
+        return
     last = thresholds(held, weights, caps)
     total = min((sum(sizes.get(name, [0])) / weight for name, weight in weights.items()), default=math.inf)
     for name, drawn in held.items():
@@ -181,6 +213,7 @@ def test_wrong_rules_are_named(settings: dict[str, Any], said: str) -> None:
         ("--source {txt} --tokenizer {md}", "--tokenizer .*can't be loaded"),
         ("--source {txt} --store_tokens", "needs --tokenizer"),
         ("--source {txt} --perplexity_model {md}", "expected the folder of a causal"),
+        ("--source {txt} --perplexity_high 300", "need --perplexity_model"),
         ("--source {txt} --harmful_words {md}x", "no word list"),
         ("--source {txt} --domain_weights.web 1", "no source 'web'"),
         ("--source {txt} --executor slurm", "needs --slurm.time"),

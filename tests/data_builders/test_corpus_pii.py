@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_builders._corpus.pii import KINDS, PLACEHOLDERS, Kind, is_card, is_chinese_id, is_iban, mask
@@ -71,6 +71,39 @@ def test_every_form_of_a_phone_number_is_masked(form: str) -> None:
 def test_cards_identity_numbers_and_addresses_are_masked(kind: Kind, form: str) -> None:
     text, counts = mask(f"it says {form} now")
     assert counts == {kind: 1} and PLACEHOLDERS[kind] in text
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("请发邮件到zhangsan@example.com联系我们，或写信。", "请发邮件到<EMAIL>联系我们，或写信。"),
+        ("很" * 70 + "a_b@x.com.cn。", "很" * 70 + "<EMAIL>。"),
+        ("邮箱zhangsan@例子.中国。", "邮箱<EMAIL>。"),
+        ("写给 bob at corp dot com谢谢", "写给 <EMAIL>谢谢"),
+        ("メールはabc@example.comまで。", "メールは<EMAIL>まで。"),
+        ("电话号码62345678", "电话号码<PHONE>"),
+        ("电话号码是62345678", "电话号码是<PHONE>"),
+        ("电话是62345678", "电话是<PHONE>"),
+        ("联系电话为62345678。", "联系电话为<PHONE>。"),
+        ("客服热线是4008123456", "客服热线是<PHONE>"),
+        ("微信号码是 88123456", "微信号码是 <PHONE>"),
+        ("请拨+49 30 901820咨询", "请拨<PHONE>咨询"),
+        ("卡号4111111111111111。", "卡号<CARD>。"),
+        ("地址8.8.4.40访问", "地址<IP_ADDRESS>访问"),
+        ("我的SSN是123456789号", "我的SSN是<ID_NUMBER>号"),
+        ("见第234-2345页，共539-3028人，固件版本1.20.3.14", "见第234-2345页，共539-3028人，固件版本1.20.3.14"),
+        ("2003年有12345678人，电话是1990-1995年装的", "2003年有12345678人，电话是1990-1995年装的"),
+    ],
+)
+def test_text_without_spaces_is_a_border_and_stays(text: str, masked: str) -> None:
+    assert mask(text)[0] == masked
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="的一是我们联系请发到。，", max_size=80), st.sampled_from(["a@b.co", "62345678"]))
+def test_no_chinese_text_hides_a_form_or_is_lost_with_it(around: str, form: str) -> None:
+    before = f"{around}电话是"
+    assert re.fullmatch(f"{before}<(EMAIL|PHONE)>{around}", mask(f"{before}{form}{around}")[0])
 
 
 @pytest.mark.parametrize("form", PROSE)

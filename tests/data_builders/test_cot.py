@@ -99,11 +99,28 @@ def test_gold_mode_asks_nobody(tmp_path: Path) -> None:
         ("3*4 = <<3*4=12>>12.\n12-2 = <<12-2=10>>10 apples.\n#### 14", "answer_not_reached"),
         ("3*4 = <<3*4=13>>13.\n13+1 = <<13+1=14>>14 apples.\n#### 14", "wrong_note"),
         ("14 apples.\n#### 14", "no_rationale"),
+        ("2+3 = <<2+3=5>>5. The total is 5, not 14.\n#### 14", "answer_not_reached"),
+        ("3+4 = <<3+4=7>>7. So she pays 7 dollars for 14 pens.\n#### 14", "answer_not_reached"),
+        ("2+3 = 5. So she has 14 apples.\n#### 14", "answer_not_reached"),
     ],
 )
 def test_gold_that_does_not_hold_is_dropped(tmp_path: Path, answer: str, reason: str) -> None:
     rows, manifest, _ = built(tmp_path, apples(tmp_path, answer), mode="gold")
     assert rows == [] and dropped(manifest) == {reason: 1}
+
+
+def test_gold_that_only_its_last_sentence_names_is_counted(tmp_path: Path) -> None:
+    """Among other numbers, and one of the results; or where nothing is computed at all."""
+    told = "7*2 = <<7*2=14>>14 and 4*13 = <<4*13=52>>52.\nShe takes 14 because 14 < 52.\n#### 14"
+    for number, answer in enumerate((told, "Twelve and two more are 14 apples, all from 3 bags.\n#### 14")):
+        rows, manifest, _ = built(tmp_path / str(number), apples(tmp_path, answer), mode="gold")
+        assert len(rows) == 1 and manifest["counts"]["extra"]["gold_rescued"] == 1
+
+
+def test_a_gold_rationale_with_another_letter_is_dropped(tmp_path: Path) -> None:
+    row = {"question": "Which?", "options": ["A)3", "B)4"], "rationale": "2+2 = 4. Answer B", "correct": "A"}
+    rows, manifest, _ = built(tmp_path, write_rows(tmp_path / "train.jsonl", [row]), mode="gold")
+    assert rows == [] and dropped(manifest) == {"answer_not_reached": 1}
 
 
 def test_gold_and_teacher_together(tmp_path: Path) -> None:
@@ -213,6 +230,9 @@ def test_rationalisation_where_no_solution_is_right(tmp_path: Path) -> None:
     replies = in_order([("right answer is 14", RIGHT)], WRONG)
     rows, manifest, _ = built(tmp_path, apples(tmp_path), replies, k=2, rationalize=1)
     assert len(rows) == 1 and manifest["counts"]["extra"]["explained"] == 1
+    assert (rows[0]["meta"]["from"], rows[0]["meta"]["strategy"]) == ("rationalized", "rationalize")
+    honest, _, _ = built(tmp_path / "honest", apples(tmp_path), by_draw(WRONG, RIGHT), k=2, rationalize=1)
+    assert (honest[0]["meta"]["from"], honest[0]["meta"]["strategy"]) == ("teacher", "zero_shot_cot")
     told = in_order([("right answer is 14", "As the given answer is 14, 12 + 2 = 14.\nThe answer is 14.")], WRONG)
     rows, manifest, _ = built(tmp_path / "leak", apples(tmp_path), told, k=1, rationalize=1)
     assert rows == [] and dropped(manifest)["hint_leak"] == 1
@@ -268,7 +288,11 @@ def test_cleaning(text: str, problem: Problem, expected: str) -> None:
 
 def test_standing_of_a_rationale() -> None:
     number = Problem(question="q", gold="7")
-    assert standing("Thus 6:07 AM is 7 minutes after 6:00 AM.", number) == "reached"
+    assert standing("Thus 6:07 AM is 7 minutes after 6:00 AM.", number) == "rescued"
+    assert standing("So x = 7 days, of 30 in all.", number) == standing("The answer is 7.", number) == "reached"
+    assert standing("6/2 = 3 + 4 = 7, of 30.", number) == "reached"
+    assert standing("It is 3 + 3 = 7 - 1 in 7 days.", number) == "rescued", "7 begins an expression, it is no result"
+    assert standing("3+3 = 6, in 7 days.", number) == "contradicts"
     assert standing("It is 3+3 = <<3+3=6>>6.", number) == "contradicts"
     assert standing("Nothing.", number) == "silent"
     letter = Problem(question="q", gold="B", choices=["x", "y"])
@@ -284,6 +308,11 @@ def test_standing_of_a_rationale() -> None:
         ({"strategy": "zero_shot_cott"}, "zero_shot_cot"),
         ({"strategy": "few_shot"}, "--shots"),
         ({"form": "process", "notes": "tool_calls"}, "steps of text"),
+        ({"form": "process", "notes": "keep"}, "steps of text"),
+        ({"form": "process", "rationalize": 2}, "rationalize needs another form"),
+        ({"form": "process", "max_paths": 2}, "max_paths needs another form"),
+        ({"form": "process", "false_equations": "drop"}, "false_equations needs another form"),
+        ({"mode": "gold", "rationalize": 2}, "rationalize asks a teacher"),
         ({"soft_threshold": 0.0}, "soft_threshold"),
     ],
 )
@@ -308,10 +337,10 @@ def test_sets_that_can_not_serve(tmp_path: Path) -> None:
 
 
 def test_all_gold_rationales_of_gsm8k(shared_data: Path, tmp_path: Path) -> None:
-    """7,473 rows: no wrong note, 16 rationales that don't come to their own answer, all others verified."""
+    """7,473 rows: no wrong note, 67 rationales that don't come to their own answer, all others verified."""
     rows, manifest, _ = built(tmp_path, str(shared_data / "gsm8k" / "train.jsonl"), mode="gold")
-    assert manifest["counts"]["extra"] == {"notes": 23716, "notes_wrong": 0, "verified": 7457}
-    assert dropped(manifest) == {"answer_not_reached": 16} and len(rows) == 7457
+    assert manifest["counts"]["extra"] == {"notes": 23716, "notes_wrong": 0, "gold_rescued": 10, "verified": 7406}
+    assert dropped(manifest) == {"answer_not_reached": 67} and len(rows) == 7406
     for row in rows:
         assert verify(row["completion"][0]["content"], row["answer"], "number").correct and is_verified(row)  # type: ignore[arg-type]
         assert "<<" not in row["completion"][0]["reasoning_content"]

@@ -112,26 +112,26 @@ def test_notes_become_calls_that_were_run() -> None:
             "reasoning_content": "48/2 =",
             "tool_calls": [
                 {
-                    "id": "call_1",
+                    "id": "call00001",
                     "type": "function",
                     "function": {"name": "calculator", "arguments": {"expression": "48/2"}},
                 }
             ],
         },
-        {"role": "tool", "name": "calculator", "tool_call_id": "call_1", "content": "24"},
+        {"role": "tool", "name": "calculator", "tool_call_id": "call00001", "content": "24"},
         {
             "role": "assistant",
             "content": "",
             "reasoning_content": "24 in May.\n48+24 =",
             "tool_calls": [
                 {
-                    "id": "call_2",
+                    "id": "call00002",
                     "type": "function",
                     "function": {"name": "calculator", "arguments": {"expression": "48+24"}},
                 }
             ],
         },
-        {"role": "tool", "name": "calculator", "tool_call_id": "call_2", "content": "72"},
+        {"role": "tool", "name": "calculator", "tool_call_id": "call00002", "content": "72"},
         {"role": "assistant", "content": "72", "reasoning_content": "72 in all."},
     ]
     assert as_tool_calls("No notes.", "1") is None

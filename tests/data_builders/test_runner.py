@@ -174,21 +174,42 @@ def test_an_outage_in_a_second_run_loses_no_row(tmp_path: Path) -> None:
     dead = Scripted(errors={"What": [failure("budget")] * 99})
     result = execute(toy(tmp_path, concurrency=1), completers=[dead], say=quiet)
     assert result.status == 3 and dead.asked.total() == 1
-    after = files_of(tmp_path / "out")
-    assert {name: after[name] for name in after if name != "train-00000.parquet"} == {
-        name: before[name] for name in before if name != "train-00000.parquet"
-    }
+    assert files_of(tmp_path / "out") == before, "its own shard, too: more of its tasks were done there"
     run(toy(tmp_path), completers=[Scripted()], say=quiet)
     assert len(rows_of(tmp_path / "out")) == 20
 
 
 def test_where_rounds_depend_on_it_a_failed_task_stays_failed(tmp_path: Path) -> None:
-    teacher = Scripted(errors={"3 of ": [failure("server")]})
+    teacher = Scripted(errors={"3 of ": [failure("schema")]})
     first = execute(toy(tmp_path, rounds=True, limit=12), completers=[teacher], say=quiet)
-    assert first.status == 1 and first.manifest["counts"]["failed"] == {"server": 1}
+    assert first.status == 1 and first.manifest["counts"]["failed"] == {"schema": 1}
     again = Scripted()
     second = execute(toy(tmp_path, rounds=True, limit=12), completers=[again], say=quiet)
     assert not again.asked and second.manifest["counts"] == first.manifest["counts"]
+
+
+@pytest.mark.parametrize("kind", ["server", "timeout", "connection", "circuit_open", "rate_limit"])
+def test_where_rounds_depend_on_it_an_outage_ends_the_run(kind: str, tmp_path: Path) -> None:
+    """The second round has no reply: no third one is begun, and the rows are those of a run without the outage."""
+    run(toy(tmp_path, out="one", rounds=True, limit=20), completers=[Scripted()], say=quiet)
+    down = Scripted(errors={" of 4": [failure(kind)] * 4})
+    result = execute(toy(tmp_path, rounds=True, limit=20), completers=[down], say=quiet)
+    assert result.status == 1 and down.asked.total() == 8
+    assert "later tasks depend on one that failed" in result.manifest["stopped"]
+    assert execute(toy(tmp_path, rounds=True, limit=20), completers=[Scripted()], say=quiet).status == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
+
+
+def test_an_interrupt_leaves_a_fuller_shard_alone(tmp_path: Path) -> None:
+    """The last shard, two tasks of it, is made again since the limit grows: stopped in its first task, it stays."""
+    run(toy(tmp_path, limit=8), completers=[Scripted()], say=quiet)
+    before = files_of(tmp_path / "out")
+    broke = Scripted(errors={"What is 7 ": [failure("budget")]})
+    assert execute(toy(tmp_path, concurrency=1), completers=[broke], say=quiet).status == 3
+    assert files_of(tmp_path / "out") == before
+    dead = Scripted(errors={"What is 6 ": [failure("budget")]})
+    assert execute(toy(tmp_path, concurrency=1), completers=[dead], say=quiet).status == 3
+    assert files_of(tmp_path / "out") == before and len(rows_of(tmp_path / "out")) == 8
 
 
 def test_what_the_content_filter_refuses_is_dropped_for_good(tmp_path: Path) -> None:
@@ -196,7 +217,7 @@ def test_what_the_content_filter_refuses_is_dropped_for_good(tmp_path: Path) -> 
     assert result.status == 0 and result.manifest["counts"]["dropped"] == {"refused": 1}
 
 
-@pytest.mark.parametrize(("error", "status"), [(failure("budget"), 3), (failure("auth", 401), 1)])
+@pytest.mark.parametrize(("error", "status"), [(failure("budget"), 3), (failure("auth", 401), 1), (failure("auth"), 1)])
 def test_what_every_request_would_meet_ends_the_run(error: Exception, status: int, tmp_path: Path) -> None:
     teacher = Scripted(errors={"What is 13 ": [error]})
     result = execute(toy(tmp_path, concurrency=2), completers=[teacher], say=quiet)
@@ -226,6 +247,40 @@ def test_the_accept_floor_stops_and_shows_samples(tmp_path: Path) -> None:
     assert "  q4: nothing came for q4" in said
     lower = toy(tmp_path, n=200, min_accept_rate=0.01, min_accept_after=10)
     assert execute(lower, completers=[teacher], say=quiet).status == 0
+
+
+def test_the_accept_floor_is_of_tasks_with_a_reply(tmp_path: Path) -> None:
+    """A server that is gone is no bad builder; nor are the tasks that it failed, when their shards are read again."""
+    down = Scripted(errors={f"What is {i} ": [failure("connection")] for i in range(2, 20)})
+    for teacher, status in ((down, 1), (Scripted(), 0)):
+        builder = toy(tmp_path, min_accept_rate=0.9, min_accept_after=2)
+        assert execute(builder, completers=[teacher], say=quiet).status == status
+
+
+def test_half_a_character_drops_its_task(tmp_path: Path) -> None:
+    async def make(self: Toy, task: Task, tools: Tools) -> Made:
+        if task.id == "q3":
+            "\ud83d".encode()  # as an endpoint does that is asked so
+        return await Toy.make(self, task, tools)
+
+    manifest = run(changed(tmp_path, make=make), completers=[Scripted()], say=quiet)
+    assert manifest["complete"] and manifest["counts"]["dropped"] == {"bad_encoding": 1}
+    assert manifest["counts"]["rows"]["kept"] == 19
+
+
+@pytest.mark.parametrize("name", ["config.json", "lock", "test_sets.json"])
+def test_a_full_disk_before_the_first_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.open
+
+    def full(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.parent.name == ".build" and name in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    tests = write_questions(tmp_path / "tests.jsonl", 3)
+    with pytest.raises(ConfigError, match="--out .*No space left on device; make room"):
+        run(toy(tmp_path, decontaminate=[f"t={tests}#train"]), completers=[Scripted()], say=quiet)
 
 
 def test_a_full_disk_stops_cleanly_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,11 +394,13 @@ def test_what_a_kill_between_file_and_journal_leaves_is_made_again(tmp_path: Pat
     for number in (2, 3):
         (tmp_path / "out" / ".build" / f"0000{number}.json").unlink()
     (tmp_path / "out" / "train-00002.parquet").write_bytes(b"another")
-    (tmp_path / "out" / ".train-00003.parquet.77.tmp").write_bytes(b"half")
+    for left in (".train-00003.parquet.77.tmp", ".manifest.json.77.tmp", ".README.md.7.tmp", ".report.html.7.tmp"):
+        (tmp_path / "out" / left).write_bytes(b"half")
+    (tmp_path / "out" / ".mine.tmp").write_bytes(b"mine")
     teacher = Scripted()
     run(toy(tmp_path), completers=[teacher], say=quiet)
     assert files_of(tmp_path / "out") == whole and teacher.asked.total() == 8
-    assert not list((tmp_path / "out").glob(".*.tmp"))
+    assert [path.name for path in (tmp_path / "out").glob(".*.tmp")] == [".mine.tmp"]
 
 
 # --------------------------------------------------------------------------------------------------------------------

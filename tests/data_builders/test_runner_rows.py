@@ -233,6 +233,7 @@ def test_keys_are_masked() -> None:
     shown = json.dumps(masked(held))
     assert "hunter2" not in shown and shown.count("[masked]") == 2 and shown.count("[key]") == 2
     assert all(word in shown for word in ("MY_KEY", '"max_tokens": 3', '"image_tokens": 5'))
+    assert "hunter2" not in json.dumps(masked({"credentials": {"value": "hunter2"}, "api_key": ["hunter2"]}))
 
 
 def test_no_key_reaches_a_file(tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ STRANGER: dict[str, Any] = {"base_url": "https://example.org/v1", "model": "m", 
     ("options", "message"),
     [
         ({}, "asks a teacher.*--teacher.base_url"),
-        ({"teacher": {"base_url": "http://localhost:9/v1"}}, "teacher: model has no value"),
+        ({"teacher": {"base_url": "http://localhost:9/v1"}}, "teacher: give base_url and model"),
         ({"teacher": LOCAL | {"modle": 1}}, "teacher: unknown.*'modle'.*model"),
         ({"teacher": {"base_url": "localhost", "model": "m"}}, "teacher: base_url must be an address"),
         ({"teacher": LOCAL | {"concurrency": "x"}}, "teacher: --concurrency"),

@@ -15,7 +15,7 @@ from data_builders.building.runner import run
 from data_builders.teacher import TeacherBuilder, main, unpack_logprobs
 from mmreason.clients.types import EndpointError, Reply, Request, TokenLogprob
 from mmreason.tools.code_tests import FunctionTest, run_tests
-from mmreason.tools.sandbox import Limits
+from mmreason.tools.sandbox import IsolationError, Limits
 from mmreason.types import ConfigError, DataError
 from tests.clients.server import running_server
 from tests.data_builders.teaching import MOMENTS, Ruled, kill_when, manifest_of, options, rows_in, words, write_rows
@@ -200,6 +200,51 @@ def test_what_a_provider_refuses_costs_one_answer_and_no_more(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_what_the_judge_refuses_costs_one_answer(tmp_path: Path) -> None:
+    def rule(text: str, request: Request) -> str | Reply | EndpointError:
+        if request.json_schema is None:
+            return f"{('It is', 'The sum is')[request.sample]} {2 * int(text.split()[2])}."
+        if "The sum" in text:
+            return EndpointError("refused", "filtered")
+        return Reply(text="{}", parsed={"explanation": "", "helpfulness": 8, "correctness": 8})
+
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "judge", "api_key_env": None}
+    built = TeacherBuilder(options(tmp_path, questions(tmp_path, 2), samples=2, judge=judge))
+    manifest = run(built, completers=[Ruled(rule)], say=quiet)
+    assert manifest["counts"]["dropped"] == {"refused": 2} and manifest["complete"]
+    assert [row["id"] for row in rows_in(tmp_path / "out")] == ["q0/teacher-0-0", "q1/teacher-0-0"]
+
+
+def program_rows(tmp_path: Path) -> Path:
+    tests = {"kind": "function", "test": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "f"}
+    prompt = [{"role": "user", "content": "Write f, which doubles."}]
+    return write_rows(tmp_path / "p.jsonl", [{"id": "p", "prompt": prompt, "answer": None, "meta": {"tests": tests}}])
+
+
+def test_a_program_that_passes_needs_no_agreement(tmp_path: Path) -> None:
+    replies = ["def f(x):\n    return 5", "def f(x):\n    return 2 * x", "def f(x):\n    return x + x"]
+    teacher = Ruled(lambda text, request: f"```python\n{replies[request.sample]}\n```")
+    given = options(tmp_path, program_rows(tmp_path), samples=3, choose="agreed", any_language=True, test_timeout_s=60)
+    manifest = run(TeacherBuilder(given), completers=[teacher], say=quiet)
+    (row,) = rows_in(tmp_path / "out")
+    assert "return 2 * x" in row["completion"][0]["content"]
+    assert manifest["counts"]["dropped"] == {"tests_failed": 1}
+
+
+def test_a_machine_without_a_sandbox_is_found_before_anyone_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise IsolationError("no namespaces")
+
+    monkeypatch.setattr("data_builders._teacher.answers.try_sandbox", none)
+    teacher = Ruled(lambda text, _: "0")
+    with pytest.raises(IsolationError):
+        run(TeacherBuilder(options(tmp_path, program_rows(tmp_path))), completers=[teacher], say=quiet)
+    assert not teacher.requests
+    run(TeacherBuilder(options(tmp_path, questions(tmp_path, 1))), completers=[teacher], say=quiet)
+
+
 def test_thoughts_and_tool_calls_take_their_places(tmp_path: Path) -> None:
     parameters = {"type": "object", "properties": {}}
     tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": parameters}}
@@ -285,9 +330,14 @@ def test_no_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--teacher.base_url" in capsys.readouterr().err
 
 
-def test_logprobs_need_a_mode_that_has_answers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="top_logprobs"):
-        options(tmp_path, tmp_path, mode="self_instruct", top_logprobs=3)
+@pytest.mark.parametrize(
+    "given",
+    [{"top_logprobs": 3}, {"judge": {"model": "j"}}, {"samples": 2}, {"choose": "agreed"}, {"min_agreement": 1.0}],
+)
+def test_what_is_of_answers_needs_a_mode_that_has_some(given: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = given
+    with pytest.raises(ConfigError, match=f"{name} goes with mode answer or deepen"):
+        options(tmp_path, tmp_path, mode="self_instruct", **given)
 
 
 def test_a_cell_that_holds_no_logprobs() -> None:

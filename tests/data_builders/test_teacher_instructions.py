@@ -20,7 +20,7 @@ from data_builders._teacher.prompts import numbered, read_examples, read_numbere
 from data_builders._teacher.rules import copied_prompt, gives_up, instruction_fault, says_nothing
 from data_builders.building.runner import run
 from data_builders.teacher import TeacherBuilder, main
-from mmreason.clients.types import Reply, Request, TokenLogprob
+from mmreason.clients.types import EndpointError, Reply, Request, TokenLogprob
 from tests.clients.server import running_server
 from tests.data_builders.teaching import MOMENTS, Ruled, kill_when, manifest_of, options, rows_in, words, write_rows
 
@@ -294,6 +294,19 @@ def test_self_instruct_through_the_command_line_killed_and_resumed(
     assert manifest_of(tmp_path / "out")["counts"] == manifest_of(tmp_path / "whole")["counts"]
 
 
+def test_refused_examples_cost_no_other_instruction(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "s.jsonl", [{"instruction": "Name a river.", "output": "The Nile."}])
+
+    def rule(text: str, request: Request) -> str | Reply | EndpointError:
+        is_refused = "Answer with Yes or No alone" in text and "Say how" in text
+        return EndpointError("refused", "filtered") if is_refused else self_instruct_rule(text, request)
+
+    built = TeacherBuilder(options(tmp_path, source, mode="self_instruct", max_requests=2, target=9))
+    manifest = run(built, completers=[Ruled(rule)], say=quiet)
+    assert manifest["counts"]["dropped"]["refused"] == 2
+    assert {row["meta"]["instruction"][:8] for row in rows_in(tmp_path / "out")} >= {"Think of"}
+
+
 def test_self_instruct_ends_without_new_instructions(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "s.jsonl", [{"instruction": "Name a river.", "output": "The Nile."}])
     built = TeacherBuilder(options(tmp_path, source, mode="self_instruct", target=5, max_requests=4))
@@ -346,6 +359,22 @@ def test_deepening(tmp_path: Path) -> None:
     ]
     assert {row["meta"]["operation"] for row in rows} == {"breadth"} and all(row["meta"]["depth"] == 0 for row in rows)
     assert manifest["counts"]["dropped"]["duplicate"] == 2 * len(rows)
+
+
+def test_a_refused_step_costs_no_row_of_the_others(tmp_path: Path) -> None:
+    """The seed is a variant itself, whose family its rows stay in."""
+    prompt = [{"role": "user", "content": "Name rivers."}]
+    source = write_rows(tmp_path / "s.jsonl", [{"id": "r", "prompt": prompt, "answer": "x", "meta": {"root": "r0"}}])
+
+    def rule(text: str, request: Request) -> str | EndpointError:
+        is_second = "<task>\n" in text and "Also say why" in text
+        return EndpointError("refused", "filtered") if is_second else deepen_rule(text, request)
+
+    built = TeacherBuilder(options(tmp_path, source, mode="deepen", generations=3, breadth=0.0))
+    manifest = run(built, completers=[Ruled(rule)], say=quiet)
+    (row,) = rows_in(tmp_path / "out")
+    assert row["meta"]["generation"] == 1 and row["meta"]["root"] == "r0"
+    assert manifest["complete"] and manifest["counts"]["dropped"] == {"refused": 2}
 
 
 def test_only_text_can_be_deepened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

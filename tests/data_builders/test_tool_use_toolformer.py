@@ -254,6 +254,32 @@ def test_calls_that_stand_in_the_text_or_its_notes(trained: str, tmp_path: Path)
     assert rows[0]["text"] == "It is [Calculator(23+34) → 57] 57 now.", "the result is the tool's own"
 
 
+NOTED = "It is <<23+34=57>>57 now."
+
+
+@pytest.mark.parametrize("calls_from", ["notes", "teacher"])
+def test_a_text_with_another_answer_than_its_gold_is_dropped(trained: str, tmp_path: Path, calls_from: str) -> None:
+    prompt, said = [[{"role": role, "content": text}] for role, text in (("user", "23+34?"), ("assistant", NOTED))]
+    source = write_rows(tmp_path / "n.jsonl", [{"prompt": prompt, "completion": said, "answer": "58"}])
+    teacher = Ruled(lambda text, request: "") if calls_from == "teacher" else None
+    given: dict[str, Any] = {"scorer": trained, "calls_from": calls_from, "tau": -50.0, "format": "prompt_completion"}
+    rows, manifest = build(tmp_path, source, teacher, **given)
+    assert not rows and manifest["counts"]["dropped"] == {"wrong_answer": 1}
+    assert teacher is None or not teacher.requests, "nothing is paid for it"
+
+
+def test_a_call_that_gives_something_else_the_next_time_is_dropped(trained: str, tmp_path: Path) -> None:
+    (tmp_path / "clock.py").write_text(
+        'import itertools\nTICKS = itertools.count()\n\ndef clock(zone: str) -> str:\n    """The time."""\n'
+        "    return str(next(TICKS))\n",
+        encoding="utf-8",
+    )
+    source = write_rows(tmp_path / "d.jsonl", [{"text": "It is [Clock(UTC)] 57 now."}])
+    given: dict[str, Any] = {"scorer": trained, "calls_from": "text", "documents": True, "tau": -50.0}
+    rows, manifest = build(tmp_path, source, tools=[f"{tmp_path / 'clock.py'}:clock"], **given)
+    assert not rows and manifest["counts"]["dropped"] == {"not_repeatable": 1}
+
+
 @pytest.mark.soak
 def test_killed_and_resumed_through_the_command(trained: str, tmp_path: Path) -> None:
     source = texts(tmp_path)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from data_builders import visual_instruct
 from data_builders._visual.grounding import Ground, ungrounded
-from data_builders._visual.making import without_hallucinated
+from data_builders._visual.making import hallucinated, without_hallucinated
 from data_builders._visual.scienceqa import contradiction
 from mmreason.answers.verify import verify
 from tests.clients.server import Running
@@ -131,6 +131,41 @@ def test_cutting_keeps_what_is_grounded() -> None:
     assert without_hallucinated("reasoning", {"question": "", "reasoning": "A dog.", "answer": ""}, ground) is None
     denied = [{"question": "Is there a dog?", "answer": "No, there is no dog."}]
     assert without_hallucinated("conversation", {"turns": denied}, ground) == {"turns": denied}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "found"),
+    [
+        ("Is there a dog?", "No, there is only a cat.", []),
+        ("Is there a dog next to the violin?", "No.", ["violin"]),
+        ("Is there a cat next to the violin?", "No, there isn't.", ["violin"]),
+        ("Is there a carriage?", "No, there is a car.", ["car"]),
+        ("有大象吗？旁边有小提琴吗？", "没有。", ["小提琴"]),
+    ],
+)
+def test_only_what_was_asked_for_may_be_named_and_denied(question: str, answer: str, found: list[str]) -> None:
+    said = {"turns": [{"question": question, "answer": answer}]}
+    assert hallucinated("conversation", said, Ground.of(["A cat on a bench."])) == found
+
+
+def test_pictures_of_two_sources_with_the_same_id(tmp_path: Path) -> None:
+    """Each is held against its own list; the same text about both is two rows."""
+    replies, sources = {}, []
+    for name, color in (("one", "red"), ("two", "blue")):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (40, 30), color).save(folder / "a.png")
+        data = (folder / "a.png").read_bytes()
+        replies[hashlib.sha256(data).hexdigest()] = json.dumps([f"The {color} picture shows a cat.", "It sleeps."])
+        sources.append(write_rows(folder / "rows.jsonl", [{"id": "p", "image": "a.png", "captions": ["A cat."]}]))
+    with visual_teacher(replies=replies) as server:
+        given = {"source": list(map(str, sources)), "sees": "both", "inventory": "always", "kinds": ["conversation"]}
+        assert visual_instruct.main(words(server, out=tmp_path / "out", license="cc-by-4.0", **given)) == 0
+        log = server.log
+    assert len([entry for entry in log if "List the objects" in entry.body["messages"][0]["content"]]) == 2
+    rows = rows_in(tmp_path / "out")
+    assert len(rows) == 2 and texts_of(rows[0]) == texts_of(rows[1])
+    assert rows[0]["meta"]["parent"] == rows[1]["meta"]["parent"] == "p"
 
 
 def test_a_seeing_teacher_gets_the_bytes_and_lists_what_it_sees(tmp_path: Path) -> None:
@@ -350,6 +385,7 @@ def test_errors_before_the_first_paid_call(
             ({"task": "captions", "language": "both"}, "no caption in the language zh"),
             ({"image_size": 32}, "from 96 to 448"),
             ({"turns": 0}, "--turns must be at least 1"),
+            ({"inventory": "always"}, "give --sees image or both"),
         ):
             assert said in error_of(capsys, server, source, tmp_path, **options), options
 
