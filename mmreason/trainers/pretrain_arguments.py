@@ -229,9 +229,9 @@ class PretrainOptions(TrainingOptions):
             raise ConfigError(
                 "pictures need a model that sees: decoder and vision, put together here, or model_name_or_path"
             )
-        if corpus.word_problems is not None and corpus.shapes is not None:
-            raise ConfigError("word_problems and shapes: texts are made of one of them")
         texts_alone = self.objective in ON_TEXT and not corpus.interleaved
+        if texts_alone and corpus.word_problems is not None and corpus.shapes is not None:
+            raise ConfigError("word_problems and shapes: texts are made of one of them")
         if texts_alone and (model.decoder or model.vision or model.projector):
             raise ConfigError(f"decoder, vision, projector: objective {self.objective} learns from texts alone")
         if self.objective == "contrastive" and model.vision is None:

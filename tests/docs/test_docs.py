@@ -165,7 +165,7 @@ def expected_files(words: list[str], folder: Path) -> Iterator[Path]:
     """What a command says it writes."""
     if words[:2] == ["mmreason", "report"]:
         yield folder / words[2] / "report.html"
-    elif words[:2] == ["mmreason", "build"] and "--dry_run" not in words:
+    elif words[:2] == ["mmreason", "build"] and len(words) > 2 and "--dry_run" not in words:
         named = [word.removeprefix("out=") for word in words if word.startswith("out=")]
         named += [words[words.index("--out") + 1]] if "--out" in words else []
         files = ["train.parquet", "test.parquet", "manifest.json"]
