@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows
-from benchmarks.runs import COLOURS, end_of, launch, read_evaluations, read_metrics, smooth
+from benchmarks.runs import COLOURS, end_of, launch, read_evaluations, read_metrics, smooth, verdict
 from data_builders import shapes
 from mmreason._files import write_whole
 
@@ -329,11 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"points)   blank {row['blank_accuracy']:.3f} (chance {row['chance']:.3f})   unseen combinations "
             f"{row['unseen_before']:.3f} → {row['unseen_after']:.3f}   {row['wall_seconds']:.0f} s"
         )
-    broken = broken_claims(rows)
-    for line in broken:
-        print(f"NOT SHOWN  {line}", file=sys.stderr)
-    print(f"written to {RESULTS / 'demo_vision.csv'}")
-    return 1 if broken else 0
+    return verdict(broken_claims(rows), RESULTS / "demo_vision.csv")
 
 
 if __name__ == "__main__":

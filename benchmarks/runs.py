@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,3 +69,11 @@ def smooth(values: Sequence[float], width: int = 5) -> list[float]:
     half = width // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
+
+
+def verdict(broken: Sequence[str], written: Path) -> int:
+    """Say which claims the runs don't hold and where their numbers are; returns the exit status."""
+    for line in broken:
+        print(f"NOT SHOWN  {line}", file=sys.stderr)
+    print(f"written to {written}")
+    return 1 if broken else 0

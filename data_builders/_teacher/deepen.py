@@ -14,7 +14,7 @@ from data_builders._teacher.rules import copied_prompt, gives_up, says_nothing
 from data_builders._teacher.self_instruct import in_template
 from data_builders.building.build import Drop, Made, SourceNote, Task, Tools
 from data_builders.building.sources import read_source
-from mmreason.clients.types import EndpointError, Request
+from mmreason.clients.types import EndpointError
 from mmreason.types import DataError, Example, Message
 
 _ADDED_WORDS, _MOST_WORDS = 20, 400
@@ -100,7 +100,7 @@ class Deepen:
             if operation == BREADTH
             else DEEPEN.format(instruction=text, operation=OPERATIONS[operation], words=_ADDED_WORDS)
         )
-        reply = await tools.teacher.complete(self._request(prompt, name))
+        reply = await tools.teacher.complete(self.options.request(prompt, name))
         new = read_task(parted(reply)[1])
         if reply.finish_reason == "length":
             return new, "truncated"
@@ -114,7 +114,7 @@ class Deepen:
             return new, "nothing_gained"
         if operation != BREADTH:
             asked = SAME_TASK.format(first=text, second=new)
-            judged = await tools.teacher.complete(self._request(asked, name))
+            judged = await tools.teacher.complete(self.options.request(asked, name))
             if not says(parted(judged)[1], "different", "不同"):
                 return new, "nothing_gained"
         return new, None
@@ -141,18 +141,6 @@ class Deepen:
             "source": seed.get("source", ""),
             "meta": meta,
         }
-
-    def _request(self, prompt: str, name: str) -> Request:
-        options = self.options
-        return Request(
-            messages=[{"role": "user", "content": prompt}],
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.request_seed,
-            extra=options.extra,
-            id=name,
-        )
 
     def keep(self, row: Example) -> Drop | None:
         """Each instruction once; several answers to it (several teachers) stand together."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from data_builders._teacher.filters import AnswerFilter
 from data_builders.building.build import BuildOptions, option
+from mmreason.clients.types import Request
 from mmreason.data.prompts import PROMPT_TEMPLATES
 from mmreason.types import ConfigError, OnBadRow
 
@@ -150,4 +151,16 @@ class TeacherOptions(SourceOptions):
             truncated=not self.keep_truncated,
             same_language=not self.any_language,
             max_repetition=self.max_repetition,
+        )
+
+    def request(self, prompt: str, name: str) -> Request:
+        """A request of one user message, with what the options say of sampling. Args: name: of the row."""
+        return Request(
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.request_seed,
+            extra=self.extra,
+            id=name,
         )

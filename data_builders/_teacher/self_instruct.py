@@ -25,7 +25,7 @@ from data_builders._teacher.prompts import (
 from data_builders._teacher.rules import instruction_fault
 from data_builders.building.build import Drop, Made, SourceNote, Task, Tools
 from data_builders.building.sources import read_source
-from mmreason.clients.types import EndpointError, Reply, Request
+from mmreason.clients.types import EndpointError, Reply
 from mmreason.types import DataError, Example, Message
 
 _EXAMPLES_EACH = 3
@@ -88,7 +88,7 @@ class SelfInstruct:
         prompt = NEW_INSTRUCTIONS.format(
             n=self.options.per_request, first=len(wanted.shots) + 1, shots=numbered(wanted.shots)
         )
-        reply = await tools.teacher.complete(self._request(prompt, task.id))
+        reply = await tools.teacher.complete(self.options.request(prompt, task.id))
         entries = read_numbered(parted(reply)[1], cut=reply.finish_reason == "length")
         drops: list[Drop] = [] if entries else [Drop("no_instructions", reply.text[:400])]
         fresh, beside = [], Pool(self.options.novelty)
@@ -118,10 +118,10 @@ class SelfInstruct:
     async def _examples(self, name: str, instruction: str, tools: Tools) -> Made:
         """Rows of one instruction: its examples, by label first where it sorts into classes (section 2.2)."""
         asked = IS_CLASSIFICATION.format(instruction=instruction)
-        sorted_ = says(parted(await tools.teacher.complete(self._request(asked, name)))[1], "yes", "是")
+        sorted_ = says(parted(await tools.teacher.complete(self.options.request(asked, name)))[1], "yes", "是")
         form = EXAMPLES_BY_LABEL if sorted_ else EXAMPLES
         prompt = form.format(instruction=instruction, n=_EXAMPLES_EACH + 3 * sorted_)
-        reply = await tools.teacher.complete(self._request(prompt, name))
+        reply = await tools.teacher.complete(self.options.request(prompt, name))
         pairs = read_examples(parted(reply)[1], cut=reply.finish_reason == "length")
         good, drops = self._good_pairs(instruction, pairs)
         if not pairs:
@@ -182,18 +182,6 @@ class SelfInstruct:
             "source": "self_instruct",
             "meta": meta,
         }
-
-    def _request(self, prompt: str, name: str) -> Request:
-        options = self.options
-        return Request(
-            messages=[{"role": "user", "content": prompt}],
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.request_seed,
-            extra=options.extra,
-            id=name,
-        )
 
     def keep(self, row: Example) -> Drop | None:
         meta = row["meta"]

@@ -82,6 +82,22 @@ def source_json(one: SourceNote) -> dict[str, Any]:
     return asdict(one) | {"license": one.license or UNKNOWN}
 
 
+def _counts(total: Counts, planned: int | None) -> dict[str, Any]:
+    failed = total.failed.total()
+    return {
+        "tasks": {
+            "planned": planned,
+            "done": total.tasks - failed,
+            "failed": failed,
+            "accepted": total.accepted,
+        },
+        "failed": dict(sorted(total.failed.items())),
+        "rows": {"made": total.made, "kept": total.kept},
+        "dropped": dict(sorted(total.dropped.items())),
+        "extra": dict(sorted(total.extra.items())),
+    }
+
+
 def make_manifest(
     builder: Builder[Any],
     sources: Sequence[SourceNote],
@@ -112,18 +128,7 @@ def make_manifest(
         "seed": builder.options.seed,
         "config": config(builder.options),
         "sources": [source_json(one) for one in sources],
-        "counts": {
-            "tasks": {
-                "planned": planned,
-                "done": total.tasks - total.failed.total(),
-                "failed": total.failed.total(),
-                "accepted": total.accepted,
-            },
-            "failed": dict(sorted(total.failed.items())),
-            "rows": {"made": total.made, "kept": total.kept},
-            "dropped": dict(sorted(total.dropped.items())),
-            "extra": dict(sorted(total.extra.items())),
-        },
+        "counts": _counts(total, planned),
         "told": dict(builder.told()),
         "cost": {
             "replies": total.replies,
