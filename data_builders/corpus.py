@@ -280,7 +280,7 @@ def _prepare(
     from data_builders._corpus.finish import Check, Finish, Making
     from data_builders._corpus.pipeline import Setup, make_stages
     from data_builders._corpus.run import local_executor, run_stages
-    from data_builders._corpus.sources import inspect_files, make_notes, named_files
+    from data_builders._corpus.sources import has_pages, inspect_files, make_notes, named_files
     from data_builders._corpus.steps import make_plan, save_plan
     from data_builders.building.contamination import load_decontaminator
 
@@ -304,7 +304,7 @@ def _prepare(
     say(f"corpus: {planned:,} documents in {len(plan[1])} tasks; test sets kept out: {against}")
     _forget_missing(corpus, places)
     ends: list[Callable[[], list[Any]]] = [lambda: [Finish(corpus, making)], lambda: [Check(corpus, making)]]
-    return making, make_stages(Setup(options, places, len(plan[1]), bool(test_sets.sets), *ends))
+    return making, make_stages(Setup(options, places, len(plan[1]), bool(test_sets.sets), has_pages(files), *ends))
 
 
 def _check_settings(corpus: Corpus, sources: Mapping[str, Any]) -> None:
@@ -423,7 +423,7 @@ def _dry_run(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:
     """Check everything, tell what would be done; writes nothing."""
     from data_builders._corpus.files import read_documents
     from data_builders._corpus.pipeline import Places, Setup, make_stages
-    from data_builders._corpus.sources import inspect_files, make_notes, named_files
+    from data_builders._corpus.sources import has_pages, inspect_files, make_notes, named_files
     from data_builders._corpus.steps import make_plan
     from data_builders.building.contamination import load_decontaminator
 
@@ -439,7 +439,7 @@ def _dry_run(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:
         raise DataError("there is nothing to do: the sources hold no documents", reason="empty")
     for raw in read_documents(files[tasks[0][0][0]], options.reading(), 0, 3):
         say(f"document {raw.where}: {' '.join(raw.text.split())[:300]}")
-    setup = Setup(options, Places(options.out.absolute()), len(tasks), bool(test_sets.sets))
+    setup = Setup(options, Places(options.out.absolute()), len(tasks), bool(test_sets.sets), has_pages(files))
     for stage in make_stages(setup):
         say(f"stage {stage.name}: {stage.tasks} tasks")
     for similarity, share in dict(corpus.told()).get("minhash_found", {}).items():  # type: ignore[attr-defined]

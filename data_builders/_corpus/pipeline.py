@@ -84,6 +84,7 @@ class Setup:
 
     Attributes:
         has_test_sets: whether there is an index of test sets.
+        has_pages: whether a source may hold web pages, whose text has to be taken out of them.
         finish: makes the blocks of the last stage.
         check: makes those that end a run which cleaning has left too little of, where nobody waits for that stage.
     """
@@ -92,6 +93,7 @@ class Setup:
     places: Places
     tasks: int
     has_test_sets: bool
+    has_pages: bool
     finish: Callable[[], list[Any]] = field(default=list)
     check: Callable[[], list[Any]] = field(default=list)
 
@@ -148,7 +150,9 @@ def cleaning_steps(setup: Setup) -> list[Any]:
     )
 
     options = setup.options
-    steps: list[Any] = [ExtractHtml(options.extract_timeout, setup.drops("no_text"))]
+    steps: list[Any] = []
+    if setup.has_pages:
+        steps.append(ExtractHtml(options.extract_timeout, setup.drops("no_text")))
     if options.pii:
         steps.append(MaskPii(options.pii))
     if options.languages:

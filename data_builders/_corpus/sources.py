@@ -95,6 +95,11 @@ def _forget_changed(files: Sequence[RawFile], options: CorpusOptions, places: Pl
     record.write_text(text, encoding="utf-8")
 
 
+def has_pages(files: Sequence[RawFile]) -> bool:
+    """Whether there may be web pages among the documents: only WARC files hold them as such."""
+    return any(file.form == "warc" for file in files)
+
+
 def make_notes(sources: dict[str, list[RawFile]], given: Sequence[str], found: Sequence[Inspected]) -> list[SourceNote]:
     """A note for each source: of one file its digest, of more the digest of theirs.
 
