@@ -45,7 +45,7 @@ OTHER_MEANING: dict[str, dict[str, str]] = {
     "grpo_math": _BOTH_MEAN
     | {
         "eval_steps": "Steps between greedy answers to the held-out problems; what is measured is accuracy, not loss.",
-        "loss_type": "`grpo`, `dr_grpo`, `dapo`, `bnpo`; TRL has `cispo`, `sapo`, `luspo` and `vespo` too.",
+        "importance_sampling_level": "Also `sequence_token` (GSPO-token) and `sequence_sum` (RLOO's).",
         "lr_scheduler_type": "Schedules that depend on more than the step (`reduce_lr_on_plateau`) are refused.",
         "scale_rewards": "A word; TRL also takes true and false.",
         "temperature": "Must be above 0: identical samples give no advantage.",
@@ -124,13 +124,9 @@ _GRPO_LACKS = {
     "vllm_structured_outputs_regex": _NOT_OFFERED,
     "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged": "Not "
     "offered; `hf_generation_batch_size` sets how many rows are sampled at once without vLLM.",
-    "importance_sampling_level": "The ratio is per token; GSPO's ratio per sequence is not offered.",
-    "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg": "Of "
-    "losses that are not offered.",
     "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps": "The reference stays as it was at the start.",
-    "top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta "
-    "entropy_target": "No entropy term; the entropy is in `metrics.jsonl`.",
-    "off_policy_mask_threshold": _NOT_OFFERED,
+    "entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target": "No "
+    "entropy term; the entropy is in `metrics.jsonl`.",
     "max_tool_calling_iterations": "Completions are single turns.",
     "log_multimodal log_unique_prompts log_completions_hub_repo": "Every completion is in `rollouts/`, one row each.",
     "vllm_importance_sampling_cap": "TRL's old name of `vllm_importance_sampling_clip_max`.",

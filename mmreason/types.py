@@ -63,6 +63,7 @@ class Example(TypedDict, total=False):
             message, or several where the turn calls tools: call, result, answer.
         chosen, rejected: the two sides of a preference pair, each a completion.
         label: is the completion a wanted one? (KTO, verifiers)
+        completions, labels: the steps of an answer, and whether each is right (TRL's stepwise form).
         text: a document to be learned as it stands (pretraining); such a row has no prompt.
         images: the images in the order of the prompt's ``{"type": "image"}`` parts, each ``{"bytes": ...,
             "path": ...}`` with one of the two (the storage form of `datasets.Image`).
@@ -78,6 +79,8 @@ class Example(TypedDict, total=False):
     chosen: list[Message] | str
     rejected: list[Message] | str
     label: bool
+    completions: list[str]
+    labels: list[bool]
     text: str
     images: list[Any]
     answer: str | None

@@ -35,12 +35,15 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not any(flag.startswith(NAMES_A_MODEL) for flag in argv):
         argv = ["--config", str(EMBEDDED), *argv]
-    model_args, data, args = options = parse_config(OPTIONS, argv, "sft.py", __doc__)
+    run_sft(*parse_config(OPTIONS, argv, "sft.py", __doc__)).close()
 
+
+def run_sft(model_args: ModelArguments, data: DataArguments, args: SFTOptions) -> Any:
+    """The whole stage: the trainer, not yet closed. Once it has ended, `final` in the output folder holds the model."""
     # 1. Fail early: options, output folder and checkpoint are checked before data and model are loaded.
     args.check()
     check_adapter(model_args, args)
-    config, checkpoint, say = set_up(*options)
+    config, checkpoint, say = set_up(model_args, data, args)
 
     # 2. Examples: conversations become token ids with loss weights; nothing is cut or left out silently.
     from mmreason.trainers.model_parts import compose_for_run
@@ -76,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     finished = train_and_measure(trainer, measured, say)
     if finished:
         tell_results(trainer, processor, say)
-    trainer.close()
+    return trainer
 
 
 def set_up(model_args: ModelArguments, data: DataArguments, args: SFTOptions) -> tuple[Any, Path | None, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mmreason.data.visual import collate_visual
+from mmreason.data.visual import collate_visual, flat_visual
 from mmreason.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def collate_rows(
     if padding_free:
         out = {name: torch.cat(parts)[None] for name, parts in _named(ids, weights, numbers)}
         out["position_ids"] = _positions(rows, ids, row_positions)
-        out |= _flat_visual(rows, visual_dtype)
+        out |= flat_visual([row.visual for row in rows], [len(row.ids) for row in rows], dtype=visual_dtype)
     else:
         pad = torch.nn.utils.rnn.pad_sequence
         fill = {"input_ids": pad_token_id, "loss_weights": 0.0, "row_numbers": 0}
@@ -82,25 +82,3 @@ def _positions(rows: Sequence[SupervisedRow], ids: list[Tensor], row_positions: 
 def _visual_of(row: SupervisedRow) -> dict[str, Tensor]:
     """The processor's outputs for one row; what is per token as (1, T), also where the row goes on behind it."""
     return collate_visual([row.visual], len(row.ids))
-
-
-def _flat_visual(rows: Sequence[SupervisedRow], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """As `collate_visual`, but per-token tensors as (1, T) for rows that stand one behind the other."""
-    longest = max(len(row.ids) for row in rows)
-    out = collate_visual([row.visual for row in rows], longest, dtype=dtype)
-    for name in out:
-        if any(_is_per_token(row, name) for row in rows):
-            out[name] = _joined(rows, out[name])
-    return out
-
-
-def _joined(rows: Sequence[SupervisedRow], padded: Tensor) -> Tensor:
-    import torch
-
-    return torch.cat([padded[i, : len(row.ids)] for i, row in enumerate(rows)])[None]
-
-
-def _is_per_token(row: SupervisedRow, name: str) -> bool:
-    visual = row.visual
-    tensor = None if visual is None else visual.inputs.get(name)
-    return visual is not None and tensor is not None and tuple(tensor.shape) == (1, len(visual.ids))

@@ -288,6 +288,27 @@ def collate_visual(
     return out
 
 
+def flat_visual(
+    prompts: Sequence[VisualPrompt | None],
+    lengths: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """As `collate_visual`, for rows that stand one behind the other in one sequence.
+
+    Args: lengths: tokens of each row, whatever follows its prompt included.
+    Returns: per-token tensors as (1, sum of lengths), all others as there.
+    """
+    import torch
+
+    out = collate_visual(prompts, max(lengths), device=device, dtype=dtype)
+    for name, joined in out.items():
+        if any(prompt is not None and _is_per_token(prompt.inputs.get(name), prompt) for prompt in prompts):
+            out[name] = torch.cat([joined[row, :length] for row, length in enumerate(lengths)])[None]
+    return out
+
+
 def _is_per_token(tensor: Tensor | None, prompt: VisualPrompt | None) -> bool:
     return tensor is not None and prompt is not None and tuple(tensor.shape) == (1, len(prompt.ids))
 

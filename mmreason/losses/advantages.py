@@ -1,4 +1,8 @@
-"""From rewards to advantages, for methods that compare the completions of one prompt with each other."""
+"""From rewards to advantages: against the others of a group, or against the whole batch.
+
+Shapes: N completions of all processes, G to a prompt and next to each other, R reward functions; B completions of C
+tokens of one process. A reward is nan where no function gave one: such a completion gets advantage 0 and moves nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,25 @@ def _nanstd(x: Tensor, dim: int) -> Tensor:
     return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.zeros_like(squares)).sqrt()
 
 
+def _grouped(rewards: Tensor, num_generations: int) -> Tensor:
+    """(N,) → (N/G, G)."""
+    if len(rewards) % num_generations:
+        raise ValueError(f"{len(rewards)} rewards can't be split into groups of num_generations={num_generations}")
+    return rewards.view(-1, num_generations)
+
+
+def total_rewards(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
+    """(N, R) and (R,) → (N,) weighted sums over the functions that gave a reward; nan where none did."""
+    unscored = torch.isnan(rewards_per_func).all(dim=1)
+    return torch.nansum(rewards_per_func * weights, dim=1).masked_fill(unscored, torch.nan)
+
+
+def without_signal(rewards: Tensor, num_generations: int) -> Tensor:
+    """(N,) → (N/G,) bool: groups whose rewards are all equal, or of which fewer than two have one."""
+    group_std = _nanstd(_grouped(rewards, num_generations), dim=1)
+    return torch.isclose(group_std, torch.zeros_like(group_std)).squeeze(1)
+
+
 def group_advantages(
     rewards_per_func: Tensor,
     weights: Tensor,
@@ -60,13 +83,11 @@ def group_advantages(
         ValueError: N is not a multiple of G, or an option is unknown.
     """
     n, num_funcs = rewards_per_func.shape
-    if n % num_generations:
-        raise ValueError(f"{n} rewards can't be split into groups of num_generations={num_generations}")
-    unscored = torch.isnan(rewards_per_func).all(dim=1)
-    rewards = torch.nansum(rewards_per_func * weights, dim=1).masked_fill(unscored, torch.nan)
-    groups = rewards.view(-1, num_generations)
+    rewards = total_rewards(rewards_per_func, weights)
+    unscored = torch.isnan(rewards)
+    groups = _grouped(rewards, num_generations)
     group_std = _nanstd(groups, dim=1)
-    zero_std = torch.isclose(group_std, torch.zeros_like(group_std)).squeeze(1)
+    zero_std = without_signal(rewards, num_generations)
 
     if aggregation == "sum_then_normalize":
         centred = (groups - torch.nanmean(groups, dim=1, keepdim=True)).view(-1)
@@ -89,3 +110,43 @@ def group_advantages(
             f"multi_objective_aggregation must be 'sum_then_normalize' or 'normalize_then_sum', not {aggregation!r}"
         )
     return GroupAdvantages(torch.nan_to_num(advantages, nan=0.0), rewards, zero_std)
+
+
+def leave_one_out(rewards: Tensor, num_generations: int) -> Tensor:
+    """RLOO: A_i = r_i - mean of the *other* rewards of its group (arXiv 2402.14740 sec. 3.3; Kool et al. 2019).
+
+    The baseline doesn't depend on the completion it is subtracted from, so the estimate stays unbiased.
+
+    Args: rewards: (N,), nan where there is none. Returns: (N,), nan there and where a group has no other reward.
+    """
+    groups = _grouped(rewards, num_generations)
+    others = (~torch.isnan(groups)).sum(1, keepdim=True) - 1
+    baseline = (torch.nansum(groups, dim=1, keepdim=True) - groups) / others
+    return torch.where(others > 0, groups - baseline, torch.nan).view(-1)
+
+
+def centred_in_group(rewards: Tensor, num_generations: int) -> Tensor:
+    """(N,) rewards minus the mean of their group; nan where there is none."""
+    groups = _grouped(rewards, num_generations)
+    return (groups - torch.nanmean(groups, dim=1, keepdim=True)).view(-1)
+
+
+def normalized(values: Tensor) -> Tensor:
+    """(N,) → (x - mean) / (std + 1e-4) over the whole batch; nan is left out of both and becomes 0."""
+    return ((values - torch.nanmean(values)) / (_nanstd(values, dim=0) + _EPS)).nan_to_num(nan=0.0)
+
+
+def penalized_returns(rewards: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Rewards at the end of completions and a KL penalty at each token, as undiscounted returns from each token on.
+
+    A_t = r - β Σ_{i ≥ t} kl_i (REINFORCE++, arXiv 2501.03262 sec. 3, with γ = 1).
+
+    Args:
+        rewards: (B,). kl: (B, C) nats, log π_old - log π_ref of each token. mask: (B, C), 1 on the policy's tokens.
+
+    Returns:
+        (B, C), 0 where the mask is.
+    """
+    penalties = beta * kl * mask
+    ahead = penalties.flip(-1).cumsum(-1).flip(-1)
+    return (rewards.unsqueeze(1) - ahead) * mask

@@ -83,6 +83,30 @@ class FeatureStore:
         return shards
 
 
+class NoStore:
+    """Keeps nothing: features live as long as what asked for them (`mmreason.data.visual.Visuals`) holds them."""
+
+    def open(self, model: Any, processor: Any, *, autocast: torch.dtype | None = None) -> TowerFeatures | None:
+        """As `FeatureStore.open`; None where the tower's features can't be kept."""
+        try:
+            features = TowerFeatures(self, model, processor, autocast=autocast)
+        except ConfigError:
+            return None
+        return None if any(random_parts(features.model.vision_tower)) else features
+
+    def shards(self, about: Mapping[str, Any]) -> NoStore:
+        return self
+
+    def get(self, digests: Iterable[str]) -> dict[str, Tensor]:
+        return {}
+
+    def put(self, digest: str, features: Tensor) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class TowerFeatures:
     """The features of one tower: from the store where it has them, from the tower where it hasn't.
 
@@ -96,7 +120,7 @@ class TowerFeatures:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: FeatureStore | NoStore,
         model: Any,
         processor: Any,
         *,
@@ -106,7 +130,7 @@ class TowerFeatures:
         self.store, self.model, self.dtype, self.autocast = store, _composed(model), dtype, autocast
         self.image_processor = processor.image_processor
         self._watch: _Watch | None = None
-        self._shards: Shards | None = None
+        self._shards: Shards | NoStore | None = None
         self._about: dict[str, Any] = {}
         self._random_parts: list[str] = []
         self._current()
@@ -170,13 +194,13 @@ class TowerFeatures:
             features = self.model.encode(pixel_values)
         return features if self.dtype is None else features.to(self.dtype)
 
-    def _current(self) -> Shards:
+    def _current(self) -> Shards | NoStore:
         """The shards of the tower as it is now."""
         tower = self.model.vision_tower
         if self._shards is None or self._watch is None or self._watch.has_changed():
             _refuse_trained(tower)
             _refuse_split(tower)
-            self._watch, self._random_parts = _Watch(tower), list(_random_parts(tower))
+            self._watch, self._random_parts = _Watch(tower), list(random_parts(tower))
             about = self._describe(weights_digest(tower))
             if self._shards is None or about != self._about:  # DDP writes to buffers in each step, but what they held
                 self.close()
@@ -313,17 +337,17 @@ def _refuse_split(tower: nn.Module) -> None:
             )
 
 
-def _random_parts(tower: nn.Module) -> Iterable[str]:
+def random_parts(module: nn.Module) -> Iterable[str]:
     """Modules that give something else in training mode: random parts, and statistics of the batch."""
-    for name, module in tower.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    for name, part in module.named_modules():
+        kind = type(part).__name__
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
             yield f"batch statistics ({name}: {kind})"
-        elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        elif isinstance(part, nn.modules.instancenorm._InstanceNorm) and part.track_running_stats:
             yield f"running statistics ({name}: {kind})"
         else:
             # Libraries have their own modules for it (DropPath, PatchDropout), or keep a probability beside their
             # attention: there is no common class, but all of them call it drop-something.
-            chances = {key: value for key, value in vars(module).items() if isinstance(value, float) and value > 0}
+            chances = {key: value for key, value in vars(part).items() if isinstance(value, float) and value > 0}
             if any("drop" in f"{kind}.{key}".lower() for key in chances):
                 yield f"dropout ({name}: {kind})"

@@ -3,31 +3,32 @@
 The contract is that of transformers' own packing: batch size 1, no attention mask, and position ids that begin with 0
 at each row. transformers' FlashAttention and FlexAttention know it as well; its sdpa and eager attention get a dense
 mask, which is exact too, but costs the square of the whole sequence. `use_packed_attention` puts `packed_attention` in
-the place of sdpa; `check_rows_apart` tries whether a model really keeps rows apart.
+the place of sdpa; `check_rows_apart` tries whether a model really keeps rows apart. What is ours alone: a row may
+branch, as completions of one prompt do (`mmreason.models.shared_attention`).
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mmreason.models.positions import row_positions_of
+from mmreason.models.shared_attention import rows_of, tree_attention
 from mmreason.types import ConfigError
 
 NAME = "mmreason_packed"
 """As transformers' `attn_implementation`."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
-_bounds: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # position ids -> where rows begin: all layers ask for it
 
 
 def packed_attention(
@@ -42,7 +43,8 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row of a packed sequence; for any other call that of transformers' sdpa.
+    """Causal attention within each row of a packed sequence, and along each path of a row that branches; for any other
+    call that of transformers' sdpa.
 
     Args: query (1, heads, T, width); key, value (1, key heads, T, width). position_ids (1, T).
     Returns: (1, T, heads, width).
@@ -50,7 +52,11 @@ def packed_attention(
     packed = attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2] > 1
     if not packed or position_ids is None or position_ids.shape[0] != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    bounds = _row_bounds(position_ids)
+    rows = rows_of(position_ids)
+    if any(row.ends for row in rows):
+        settings: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
+        return tree_attention(query, key, value, position_ids, **settings), None
+    bounds = [0, *(row.end for row in rows)]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
         return _varlen(query, key, value, bounds, scaling, sliding_window), None
     groups = query.shape[1] // key.shape[1]
@@ -58,13 +64,13 @@ def packed_attention(
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     parts = []
     for start, end in pairwise(bounds):
-        rows = slice(start, end)
+        own = slice(start, end)
         mask = _window(end - start, sliding_window, query.device)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, rows],
-                key[:, :, rows],
-                value[:, :, rows],
+                query[:, :, own],
+                key[:, :, own],
+                value[:, :, own],
                 attn_mask=mask,
                 dropout_p=dropout,
                 scale=scaling,
@@ -72,17 +78,6 @@ def packed_attention(
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-def _row_bounds(position_ids: Tensor) -> list[int]:
-    """[0, end of the first row, …, T]."""
-    found = _bounds.get(position_ids)
-    if found is None:
-        starts = (position_ids[0] == 0).nonzero().flatten().tolist()
-        found = [*({0} | set(starts)), position_ids.shape[1]]
-        found.sort()
-        _bounds[position_ids] = found
-    return list(found)
 
 
 def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
@@ -131,33 +126,34 @@ def use_packed_attention(model: Any) -> None:
         where an adapter puts virtual tokens before a row.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _refuse(model, base)
+    why = packing_obstacle(model)
+    if why is not None:
+        kind = base.config.get_text_config().model_type
+        raise ConfigError(
+            f"{type(base).__name__} ({kind}) can't read packed rows: {why}; train it with packing: false and "
+            "padding_free: false"
+        )
     decoder = base.get_decoder()
     if decoder.config._attn_implementation == "sdpa":
         decoder.set_attn_implementation(NAME)
 
 
-def _refuse(model: Any, base: Any) -> None:
-    config = base.config.get_text_config()
-    name = f"{type(base).__name__} ({config.model_type})"
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS)
+def packing_obstacle(model: Any) -> str | None:
+    """Why this model can't keep packed rows apart, as far as its configuration says it; None where nothing does.
+
+    Args: model: not wrapped by a trainer; a PEFT model, too.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    others = sorted(set(getattr(base.config.get_text_config(), "layer_types", None) or ()) - _LAYERS)
     if others:
-        raise ConfigError(
-            f"{name} can't read packed rows: its layers of kind {', '.join(others)} would look across them; train it "
-            "with packing: false and padding_free: false"
-        )
+        return f"its layers of kind {', '.join(others)} would look across them"
     sees = hasattr(base.config, "vision_config")
     if sees and "token_type_ids" in inspect.signature(type(base).forward).parameters:
-        raise ConfigError(
-            f"{name} can't read packed rows: it builds masks of its own, in which a picture's tokens see each other; "
-            "train it with packing: false and padding_free: false"
-        )
+        return "it builds masks of its own, in which a picture's tokens see each other"
     for adapter in getattr(model, "peft_config", {}).values():
         if getattr(adapter, "is_prompt_learning", False):
-            raise ConfigError(
-                f"{adapter.peft_type.value} puts virtual tokens before a row, which packed rows have no place for; use "
-                "packing: false and padding_free: false, or another adapter"
-            )
+            return f"{adapter.peft_type.value} puts virtual tokens before a row, which packed rows have no place for"
+    return None
 
 
 @torch.no_grad()
@@ -167,16 +163,9 @@ def check_rows_apart(model: Any, *, autocast: bool = False) -> None:
     Args: autocast: the model's forward runs in half precision, whatever its weights and logits are.
     Raises: ConfigError naming the model where rows are not independent of each other.
     """
-    inner = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    config = base.config.get_text_config()
+    base = base_model(model)
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    banned = {getattr(base.config, name, None) for name in ("image_token_id", "video_token_id", "image_token_index")}
-    usable = torch.tensor([token for token in range(min(config.vocab_size, 256)) if token not in banned])
-    rows = [usable[torch.randint(len(usable), (1, n), generator=generator)].to(device) for n in (5, 9, 7)]
+    rows = [torch.tensor([row], device=device) for row in probe_rows(base, (5, 9, 7))]
     positions = torch.cat([torch.arange(row.shape[1], device=device) for row in rows])[None]
     if row_positions_of(base) is not None:  # text has the same place on each of three axes
         positions = positions.expand(4, 1, -1)
@@ -192,7 +181,24 @@ def check_rows_apart(model: Any, *, autocast: bool = False) -> None:
     dtypes = {alone.dtype, next(model.parameters()).dtype}
     exact = dtypes == {torch.float32} and not autocast
     if not gap <= (2e-3 if exact else 0.2):
+        kind = base.config.get_text_config().model_type
         raise ConfigError(
-            f"{type(base).__name__} ({config.model_type}) doesn't keep packed rows apart (logits differ by {gap:.2g} "
-            "standard deviations): train it with packing: false and padding_free: false"
+            f"{type(base).__name__} ({kind}) doesn't keep packed rows apart (logits differ by {gap:.2g} standard "
+            "deviations): train it with packing: false and padding_free: false"
         )
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model inside DDP, a DeepSpeed engine, a compiled module or a PEFT wrapper."""
+    while (inner := getattr(model, "module", getattr(model, "_orig_mod", None))) is not None:
+        model = inner
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def probe_rows(base: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of random tokens for trying a model, the same each time, none of them an image's or a video's."""
+    generator = torch.Generator().manual_seed(0)
+    banned = {getattr(base.config, name, None) for name in ("image_token_id", "video_token_id", "image_token_index")}
+    vocabulary = min(base.config.get_text_config().vocab_size, 256)
+    usable = torch.tensor([token for token in range(vocabulary) if token not in banned])
+    return [usable[torch.randint(len(usable), (n,), generator=generator)].tolist() for n in lengths]

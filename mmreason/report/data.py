@@ -156,6 +156,7 @@ class RunData:
         rollouts: None for a run that samples nothing (SFT) or hasn't yet.
         problems: what could not be read, one sentence each, naming the file.
         notes: what is normal for an unfinished run, such as a last line that is still being written.
+        events: what its guards said, {"step", "guard", "message"} each.
     """
 
     path: Path
@@ -168,6 +169,7 @@ class RunData:
     record: dict[str, Any]
     problems: list[str]
     notes: list[str]
+    events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:

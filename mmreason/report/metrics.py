@@ -1,4 +1,4 @@
-"""metrics.jsonl and evaluation.json: small files that a run appends to or replaces while it goes on."""
+"""metrics.jsonl, guards.jsonl and evaluation.json: small files that a run appends to or replaces while it goes on."""
 
 from __future__ import annotations
 
@@ -47,6 +47,26 @@ def read_metrics(path: Path) -> tuple[Metrics, list[str], list[str]]:
             f"{path.name}: {len(bad)} {'line is' if len(bad) == 1 else 'lines are'} no metrics (line {named}), skipped"
         )
     return _columns(rows), problems, notes
+
+
+def read_events(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """guards.jsonl as {"step", "guard", "message"} each; its last line may still be under way, and is left out then."""
+    if not path.is_file():
+        return [], []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        return [], [f"{path.name} can't be read ({why(error)})"]
+    found, bad = [], []
+    for number_of_line, line in enumerate(lines[:-1], 1):
+        row = _row(line)
+        if row is None:
+            bad.append(number_of_line)
+        else:
+            step, event = row
+            found.append({"step": step, "guard": str(event.get("guard")), "message": str(event.get("message"))})
+    problems = [f"{path.name}: {len(bad)} lines are no events (line {bad[0]} first), skipped"] if bad else []
+    return found, problems
 
 
 def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:

@@ -63,6 +63,7 @@ def _run(run: RunData, histogram: dict[str, Any] | None, limits: Limits) -> dict
         "record": {key: flat(value) for key, value in flattened(run.record).items()},
         "problems": run.problems,
         "notes": run.notes,
+        "events": run.events,
     }
 
 

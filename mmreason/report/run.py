@@ -7,13 +7,21 @@ from pathlib import Path
 
 from mmreason.report.answers import read_answers
 from mmreason.report.data import Limits, RunData
-from mmreason.report.metrics import read_measurements, read_metrics
+from mmreason.report.metrics import read_events, read_measurements, read_metrics
 from mmreason.report.rollouts import RolloutReader
 from mmreason.report.settings import read_record, read_settings
 from mmreason.types import ConfigError, DataError
 
 _MARKS = ("metrics.jsonl", "run.json", "evaluation.json", "rollouts", "evaluations")
-WATCHED = ("metrics.jsonl", "run.json", "config.yaml", "evaluation.json", "rollouts/*.parquet", "evaluations/*.parquet")
+WATCHED = (
+    "metrics.jsonl",
+    "guards.jsonl",
+    "run.json",
+    "config.yaml",
+    "evaluation.json",
+    "rollouts/*.parquet",
+    "evaluations/*.parquet",
+)
 
 
 def check_run(path: Path) -> None:
@@ -49,6 +57,7 @@ def read_run(
     check_run(path)
     limits = limits or Limits()
     metrics, problems, notes = read_metrics(path / "metrics.jsonl")
+    events, bad_events = read_events(path / "guards.jsonl")
     settings, bad_settings = read_settings(path / "config.yaml")
     record, bad_record = read_record(path / "run.json")
     measurements, bad_measurements = read_measurements(path / "evaluation.json")
@@ -63,8 +72,9 @@ def read_run(
         rollouts=rollouts,
         settings=settings,
         record=record,
-        problems=problems + bad_settings + bad_record + bad_measurements + bad_answers + bad_rollouts,
+        problems=problems + bad_events + bad_settings + bad_record + bad_measurements + bad_answers + bad_rollouts,
         notes=notes,
+        events=events,
     )
 
 

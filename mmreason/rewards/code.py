@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmreason.answers.types import Judgement, Verdict
 from mmreason.rewards.text import completion_texts
-from mmreason.types import ConfigError
+from mmreason.types import ConfigError, DataError
 
 Tests = Sequence[Mapping[str, Any] | str | None]
 Meta = Sequence[Mapping[str, Any] | None]
@@ -72,6 +73,31 @@ def code_reward(
     return rewards
 
 
+def judge_programs(completions: Sequence[str], meta: Meta, *, timeout_s: float = 5.0) -> list[Judgement]:
+    """Whether programs pass all tests of their rows, as verdicts beside those of answers.
+
+    Args: completions: N texts. meta: N dicts with tests. timeout_s: as in `code_reward`.
+    """
+    shares = code_reward(completions, None, meta, compile_error=-1.0, no_code=-1.0, timeout_s=timeout_s)
+    judged = []
+    for text, share in zip(completions, shares, strict=True):
+        verdict = Verdict.UNPARSEABLE if share == -1.0 else Verdict.CORRECT if share == 1.0 else Verdict.WRONG
+        verdict = Verdict.BAD_GOLD if share is None else verdict
+        judged.append(Judgement(verdict, verdict, program(text)[0], "program", "text"))
+    return judged
+
+
+def check_tests(rows: Any) -> None:
+    """Read the tests of all rows. Raises: DataError naming the row whose `meta` has none, or none that can be read."""
+    from mmreason.tools.code_tests import parse_tests, row_tests
+
+    for row in rows.select_columns(["id", "meta"]):
+        tests = row_tests(row["meta"])
+        if tests is None:
+            raise DataError(f"row {row['id']}: its meta has no tests", row=row["id"], reason="missing_tests")
+        parse_tests(tests, row["id"])
+
+
 def program(text: str) -> tuple[str, bool]:
     """The program of a completion: its last ```python block, else its last ``` block, else the whole text.
 
@@ -89,9 +115,11 @@ def program(text: str) -> tuple[str, bool]:
 
 def _cells(tests: Tests | None, meta: Meta | None, n: int) -> list[Mapping[str, Any] | str | None]:
     """The rows' tests as they stand in the data; empty ones are none."""
+    from mmreason.tools.code_tests import row_tests
+
     if n and tests is None and meta is None:
         raise ConfigError("the code reward needs tests: a column 'tests', or 'tests' in the rows' meta")
-    cells = [(entry or {}).get("tests") for entry in meta or ()] if tests is None else list(tests)
+    cells = [row_tests(entry) for entry in meta or ()] if tests is None else list(tests)
     if len(cells) != n:
         raise ValueError(f"{n} completions and {len(cells)} tests don't match")
     return [cell or None for cell in cells]

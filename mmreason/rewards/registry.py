@@ -9,8 +9,11 @@ from typing import Any
 from mmreason._functions import did_you_mean, find_object
 from mmreason.rewards.accuracy import accuracy_reward, partial_credit_reward, strict_accuracy_reward
 from mmreason.rewards.code import code_reward
+from mmreason.rewards.environment import environment_reward, tool_use_reward
 from mmreason.rewards.format import format_reward, tag_count_reward
 from mmreason.rewards.length import cosine_length_reward, repetition_reward, soft_overlong_reward
+from mmreason.rewards.model import reward_model_reward
+from mmreason.rewards.program import program_reward
 from mmreason.types import ConfigError
 
 RewardFunc = Callable[..., Any]
@@ -26,6 +29,10 @@ REWARDS: dict[str, RewardFunc] = {
     "soft_overlong": soft_overlong_reward,
     "repetition": repetition_reward,
     "code": code_reward,
+    "program": program_reward,
+    "reward_model": reward_model_reward,
+    "environment": environment_reward,
+    "tool_use": tool_use_reward,
 }
 """Registry name -> reward. A reward's keyword-only arguments are its parameters."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
-import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreason.rewards.deadline import MOST_GIVEN_UP, HangsError, awaited, hanging, run_async, within
 from mmreason.rewards.registry import RewardFunc
 from mmreason.types import ConfigError, MMReasonError
 
@@ -24,6 +25,10 @@ class RewardError(MMReasonError):
     def __init__(self, message: str, *, reward: str, row: str | None = None) -> None:
         super().__init__(message)
         self.reward, self.row = reward, row
+
+
+_LARGEST = float(np.finfo(np.float32).max)  # advantages are computed in float32
+OnError = Literal["stop", "mask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class RewardBatch:
         seconds: (R,) wall-clock seconds of each function (async ones run together, so theirs overlap).
         extra: columns that functions logged through ``log_extra(name, values)``.
         metrics: numbers that functions logged through ``log_metric(name, value)``.
+        masked: with ``on_error="mask"``: name of a reward -> (row, why) of the completions that got none because of a
+            failure. They are NaN in `per_func`, as those that a function skipped.
     """
 
     names: tuple[str, ...]
@@ -45,6 +52,7 @@ class RewardBatch:
     seconds: NDArray[np.float64]
     extra: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    masked: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def skipped(self) -> NDArray[np.bool_]:
@@ -61,6 +69,8 @@ def compute_rewards(
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]] | None = None,
     trainer_state: Any = None,
+    on_error: OnError = "stop",
+    timeout: float | None = None,
 ) -> RewardBatch:
     """Score N completions.
 
@@ -70,9 +80,13 @@ def compute_rewards(
         prompts, completions, completion_ids: N each.
         columns: further dataset columns, N each, passed by name; ``id`` names rows in errors.
         trainer_state: passed on.
+        on_error: "mask": rows on which a function fails, found by calling it for each row alone, get no reward from it
+            and are counted in ``masked``. What is wrong with no single row masks them all.
+        timeout: seconds that one call of a function may take, see mmreason.rewards.deadline for what that can't do.
 
-    Raises: RewardError (exception in a reward, wrong number of rewards, no number, NaN or infinite), ConfigError
-        (number of weights, or a column of the wrong length).
+    Raises: RewardError (exception in a reward, wrong number of rewards, no number, NaN or infinite, too slow; with
+        "mask" only where too many calls hang), ConfigError (number of weights, or a column of the wrong length), and
+        whatever MMReasonError a reward raises: it says by itself what to do, for example that a judge is down.
     """
     columns = dict(columns or {})
     n = len(completions)
@@ -83,15 +97,24 @@ def compute_rewards(
     if weight.shape != (len(funcs),) or not np.isfinite(weight).all():
         raise ConfigError(f"reward_weights {weights} must be {len(funcs)} finite numbers, one per reward function")
     call = _Call(prompts, completions, completion_ids, columns, trainer_state)
-    names = tuple(_name(func) for func in funcs)
-    raw, seconds = _run_all(funcs, names, call)
+    names = tuple(reward_name(func) for func in funcs)
+    raw, seconds = _run_all(funcs, names, call, timeout)
     per_func = np.full((n, len(funcs)), np.nan)
-    for r, (name, values) in enumerate(zip(names, raw, strict=True)):
-        per_func[:, r] = _checked(name, values, call)
+    masked: dict[str, list[tuple[str, str]]] = {}
+    for r, (func, name, outcome) in enumerate(zip(funcs, names, raw, strict=True)):
+        if on_error == "stop":
+            if outcome.error is not None:
+                raise _failure(func, name, outcome.error, call, timeout) from outcome.error
+            per_func[:, r] = _checked(name, outcome.value, call.row_ids)
+        else:
+            started = time.perf_counter()
+            per_func[:, r], bad = _masked(func, name, outcome, call, timeout)
+            seconds[r] += time.perf_counter() - started
+            masked |= {name: bad} if bad else {}
     missing = np.isnan(per_func)
     total = np.where(missing, 0.0, per_func * weight).sum(axis=1)
     total[missing.all(axis=1)] = np.nan
-    return RewardBatch(names, per_func, total, seconds, call.extra, call.metrics)
+    return RewardBatch(names, per_func, total, seconds, call.extra, call.metrics, masked)
 
 
 class _Call:
@@ -131,7 +154,7 @@ def _ignore(name: str, value: Any) -> None:
     """Stands in for the loggers while a failing row is looked for."""
 
 
-def _name(func: RewardFunc) -> str:
+def reward_name(func: RewardFunc) -> str:
     """Metric name; of a functools.partial that of its function."""
     for holder in (func, getattr(func, "func", None)):
         name = getattr(holder, "__name__", None)
@@ -140,81 +163,151 @@ def _name(func: RewardFunc) -> str:
     return type(func).__name__
 
 
-def _run_all(funcs: Sequence[RewardFunc], names: Sequence[str], call: _Call) -> tuple[list[Any], NDArray[np.float64]]:
-    """Raw return values and seconds of all functions; coroutines run together after the plain functions."""
-    raw: list[Any] = [None] * len(funcs)
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one call of a function came to: a value, or an error that is none of ours."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def _run_all(
+    funcs: Sequence[RewardFunc], names: Sequence[str], call: _Call, timeout: float | None
+) -> tuple[list[_Outcome], NDArray[np.float64]]:
+    """Outcomes and seconds of all functions; coroutines run together after the plain functions."""
+    raw: list[_Outcome] = []
     seconds = np.zeros(len(funcs))
-    waiting: list[tuple[int, Any]] = []
-    for r, func in enumerate(funcs):
+    for r, (func, name) in enumerate(zip(funcs, names, strict=True)):
         start = time.perf_counter()
-        try:
-            raw[r] = func(**call.arguments())
-        except MMReasonError:
-            raise  # already says what is wrong and what to do
-        except Exception as error:
-            raise _failure(func, names[r], error, call) from error
+        raw.append(_call_once(func, name, call.arguments(), timeout))
         seconds[r] = time.perf_counter() - start
-        if inspect.isawaitable(raw[r]):
-            waiting.append((r, raw[r]))
+    waiting = [(r, outcome.value) for r, outcome in enumerate(raw) if inspect.isawaitable(outcome.value)]
     if waiting:
-        for (r, _), (value, problem, spent) in zip(waiting, run_async(_gather(waiting)), strict=True):
+        found = _await_all([awaitable for _, awaitable in waiting], timeout)
+        for (r, _), (outcome, spent) in zip(waiting, found, strict=True):
+            raw[r] = outcome
             seconds[r] += spent
-            if isinstance(problem, MMReasonError):
-                raise problem
-            if problem is not None:
-                raise _failure(funcs[r], names[r], problem, call) from problem
-            raw[r] = value
     return raw, seconds
 
 
-async def _gather(waiting: Sequence[tuple[int, Any]]) -> list[tuple[Any, Exception | None, float]]:
-    async def one(awaitable: Any) -> tuple[Any, Exception | None, float]:
+def _call_once(func: RewardFunc, name: str, arguments: dict[str, Any], timeout: float | None) -> _Outcome:
+    """Raises MMReasonError: the function's own, or the one of a run in which too many calls hang."""
+    if hanging() >= MOST_GIVEN_UP:
+        raise RewardError(
+            f"reward {name!r} is not called any more: {MOST_GIVEN_UP} reward calls of this run hang, and a thread "
+            "can't be ended. Run the same command to continue, and let the function give up by itself, or work in a "
+            "process that it can kill",
+            reward=name,
+        )
+    try:
+        return _Outcome(within(timeout, functools.partial(func, **arguments)))
+    except MMReasonError:
+        raise  # already says what is wrong and what to do
+    except Exception as error:
+        return _Outcome(error=error)
+
+
+def _await_all(awaitables: Sequence[Any], timeout: float | None) -> list[tuple[_Outcome, float]]:
+    """Outcome and seconds of each, run together. Raises MMReasonError: one of theirs."""
+
+    async def one(awaitable: Any) -> tuple[_Outcome, float]:
         start = time.perf_counter()
         try:
-            return await awaitable, None, time.perf_counter() - start
+            outcome = _Outcome(await awaited(awaitable, timeout))
         except Exception as error:
-            return None, error, time.perf_counter() - start
+            outcome = _Outcome(error=error)
+        return outcome, time.perf_counter() - start
 
-    return list(await asyncio.gather(*(one(awaitable) for _, awaitable in waiting)))
+    async def every() -> list[tuple[_Outcome, float]]:
+        return list(await asyncio.gather(*(one(awaitable) for awaitable in awaitables)))
+
+    try:
+        found: list[tuple[_Outcome, float]] = run_async(every(), timeout)
+    except HangsError as error:
+        found = [(_Outcome(error=error), timeout or 0.0)] * len(awaitables)
+    for outcome, _ in found:
+        if isinstance(outcome.error, MMReasonError):
+            raise outcome.error
+    return found
 
 
-def _failure(func: RewardFunc, name: str, error: Exception, call: _Call) -> RewardError:
+def _one_row(func: RewardFunc, name: str, call: _Call, row: int, timeout: float | None) -> _Outcome:
+    outcome = _call_once(func, name, call.arguments(row), timeout)
+    return _await_all([outcome.value], timeout)[0][0] if inspect.isawaitable(outcome.value) else outcome
+
+
+def _what(error: Exception) -> str:
+    return str(error) if isinstance(error, HangsError) else f"{type(error).__name__}: {error}"
+
+
+def _failure(func: RewardFunc, name: str, error: Exception, call: _Call, timeout: float | None) -> RewardError:
     """Find the first row that fails by itself, so that the error can name it."""
-    what = f"{type(error).__name__}: {error}"
     if isinstance(error, TypeError) and "required" in str(error):
         columns = ", ".join(sorted(set(call.per_row) - {"prompts", "completions", "completion_ids"})) or "none"
-        return RewardError(f"reward {name!r} failed: {what}. Dataset columns: {columns}", reward=name)
+        return RewardError(f"reward {name!r} failed: {_what(error)}. Dataset columns: {columns}", reward=name)
     for row, row_id in enumerate(call.row_ids):
-        try:
-            value = func(**call.arguments(row))
-            if inspect.isawaitable(value):
-                run_async(_awaited(value))
-        except Exception as single:
-            said = f"{type(single).__name__}: {single}"
-            return RewardError(f"reward {name!r} failed on row {row_id}: {said}", reward=name, row=row_id)
+        single = _one_row(func, name, call, row, timeout).error
+        if single is not None:
+            return RewardError(f"reward {name!r} failed on row {row_id}: {_what(single)}", reward=name, row=row_id)
     return RewardError(
-        f"reward {name!r} failed on the batch of {len(call.row_ids)} (on no single row): {what}", reward=name
+        f"reward {name!r} failed on the batch of {len(call.row_ids)} (on no single row): {_what(error)}", reward=name
     )
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
+def _masked(
+    func: RewardFunc, name: str, outcome: _Outcome, call: _Call, timeout: float | None
+) -> tuple[list[float], list[tuple[str, str]]]:
+    """The rewards of one function, NaN where it gave none, and (row, why) of those that a failure took."""
+    ids = call.row_ids
+    if outcome.error is None:
+        try:
+            return _checked(name, outcome.value, ids), []
+        except RewardError as error:
+            if error.row is None:  # no list, or one of another length: whose rewards these are can't be known
+                return [math.nan] * len(ids), [(row_id, str(error)) for row_id in ids]
+        singles = [_Outcome([value]) for value in _listed(outcome.value)]
+    else:
+        singles = _row_by_row(func, name, call, timeout)
+        if all(single.error is None for single in singles):  # the batch as such is what it can't take
+            return [math.nan] * len(ids), [(row_id, _what(outcome.error)) for row_id in ids]
+    rewards, bad = [math.nan] * len(ids), []
+    for row, (row_id, single) in enumerate(zip(ids, singles, strict=True)):
+        try:
+            if single.error is not None:
+                raise RewardError(_what(single.error), reward=name, row=row_id)
+            (rewards[row],) = _checked(name, single.value, [row_id])
+        except RewardError as error:
+            bad.append((row_id, str(error)))
+    return rewards, bad
 
 
-def _checked(name: str, values: Any, call: _Call) -> list[float]:
+def _row_by_row(func: RewardFunc, name: str, call: _Call, timeout: float | None) -> list[_Outcome]:
+    """Each row alone: plain calls one after another, coroutines together."""
+    singles = [_call_once(func, name, call.arguments(row), timeout) for row in range(len(call.row_ids))]
+    waiting = [row for row, single in enumerate(singles) if inspect.isawaitable(single.value)]
+    if waiting:
+        found = _await_all([singles[row].value for row in waiting], timeout)
+        for row, (outcome, _) in zip(waiting, found, strict=True):
+            singles[row] = outcome
+    return singles
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values.tolist() if hasattr(values, "tolist") else values)  # numpy arrays and torch tensors
+
+
+def _checked(name: str, values: Any, row_ids: Sequence[str]) -> list[float]:
     """The rewards of one function as floats, NaN for None."""
-    if hasattr(values, "tolist"):  # numpy arrays and torch tensors
-        values = values.tolist()
+    if hasattr(values, "tolist"):
+        values = _listed(values)
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise RewardError(
             f"reward {name!r} returned {type(values).__name__}, not a list of numbers or None", reward=name
         )
-    if len(values) != len(call.row_ids):
-        raise RewardError(
-            f"reward {name!r} returned {len(values)} rewards for {len(call.row_ids)} completions", reward=name
-        )
+    if len(values) != len(row_ids):
+        raise RewardError(f"reward {name!r} returned {len(values)} rewards for {len(row_ids)} completions", reward=name)
     checked = []
-    for value, row_id in zip(values, call.row_ids, strict=True):
+    for value, row_id in zip(values, row_ids, strict=True):
         if value is None:
             checked.append(math.nan)
             continue
@@ -222,8 +315,8 @@ def _checked(name: str, values: Any, call: _Call) -> list[float]:
             number = float(value) if not isinstance(value, (str, bytes)) else None
         except (TypeError, ValueError, RuntimeError, OverflowError):
             number = None
-        if number is None or not math.isfinite(number):
-            kind = "no number" if number is None else "not finite"
+        if number is None or not abs(number) <= _LARGEST:
+            kind = "no number" if number is None else "too large for float32" if math.isfinite(number) else "not finite"
             raise RewardError(
                 f"reward {name!r} returned {value!r} for row {row_id}: {kind} (None skips a row)",
                 reward=name,
@@ -231,21 +324,3 @@ def _checked(name: str, values: Any, call: _Call) -> list[float]:
             )
         checked.append(number)
     return checked
-
-
-_LOOP_LOCK = threading.Lock()
-_LOOPS: list[asyncio.AbstractEventLoop] = []
-
-
-def run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end from any thread, on one lasting event loop.
-
-    The loop lasts so that a reward's HTTP client may keep its connections from step to step, and it has a thread of
-    its own so that callers inside a running loop (notebooks) work too.
-    """
-    with _LOOP_LOCK:
-        if not _LOOPS:
-            loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="mmreason-rewards", daemon=True).start()
-            _LOOPS.append(loop)
-    return asyncio.run_coroutine_threadsafe(coroutine, _LOOPS[0]).result()

@@ -11,7 +11,10 @@ from typing import Any
 
 from mmreason.answers import Judgement, majority_vote, verify_many
 from mmreason.data.visual import Visuals
+from mmreason.rewards.code import judge_programs
+from mmreason.rewards.text import completion_text
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
+from mmreason.tools.code_tests import row_tests
 
 VISUALS_AT_ONCE = 32
 """Problems with pictures that a process gives to its engine in one call."""
@@ -108,6 +111,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     gather_objects: Callable[[list[Any]], list[Any]] = lambda items: items,
+    read: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[Evaluation, list[GreedyAnswer]]:
     """Answer each problem once greedily and k times at the sampling temperature, and verify.
 
@@ -119,6 +123,7 @@ def evaluate(
         decode: token ids → text.
         k: samples of the vote; below 2 there is no vote.
         visuals: the problems' pictures, where there are any.
+        read: completions → the texts that their answers stand in, e.g. what their programs print; None: themselves.
 
     Returns: (accuracies, the greedy answers in the order of the problems).
     """
@@ -126,17 +131,18 @@ def evaluate(
     mine = [i * world_size + rank for i in range(share)]
     rows = [i if i < len(examples) else 0 for i in mine]
     asked = [(prompt_ids[i], i) for i in rows]
-    greedy = _answer(engine, asked, visuals, 1, sampling.greedy(), seed)
+    greedy = _answer(engine, asked, examples, visuals, 1, sampling.greedy(), seed)
     votes: list[list[Completion]] = [[] for _ in rows]
     if k > 1:
-        votes = _answer(engine, asked, visuals, k, sampling, seed + 1)
+        votes = _answer(engine, asked, examples, visuals, k, sampling, seed + 1)
 
     records: list[dict[str, Any]] = []
     for position, i in enumerate(mine):
         if i < len(examples):
             answer = greedy[position][0]
-            texts = [decode(answer.token_ids), *(decode(c.token_ids) for c in votes[position])]
-            records.append({"row": i, "texts": texts, "length": len(answer.token_ids)})
+            texts = [_text(completion, decode) for completion in (answer, *votes[position])]
+            told = texts if read is None else read(texts)
+            records.append({"row": i, "texts": texts, "told": told, "length": len(answer.token_ids)})
     records = sorted(gather_objects(records), key=lambda record: record["row"])
     evaluation, judged = _score(records, examples, k)
     answers = [
@@ -145,7 +151,7 @@ def evaluate(
             id=examples[i].get("id"),
             prompt=decode(prompt_ids[i]),
             completion=record["texts"][0],
-            answer=examples[i]["answer"],
+            answer=examples[i]["answer"] or "",
             verdict=str(judgement.verdict),
             extracted=judgement.answer,
             length=record["length"],
@@ -158,6 +164,7 @@ def evaluate(
 def _answer(
     engine: Engine,
     asked: Sequence[tuple[list[int], int]],
+    examples: Sequence[dict[str, Any]],
     visuals: Visuals | None,
     n: int,
     sampling: Sampling,
@@ -165,13 +172,39 @@ def _answer(
 ) -> list[list[Completion]]:
     """n completions for each (prompt ids, problem)."""
     if visuals is None:
-        return engine.generate([Request(ids, n) for ids, _ in asked], sampling, seed)
+        return engine.generate([Request(ids, n, example=examples[i]) for ids, i in asked], sampling, seed)
     out: list[list[Completion]] = []
     # Pictures as pixels are large: only some problems' are in memory at a time.
     for start in range(0, len(asked), VISUALS_AT_ONCE):
         part = asked[start : start + VISUALS_AT_ONCE]
-        out += engine.generate([Request(ids, n, visuals[i]) for ids, i in part], sampling, seed + 2 * start)
+        out += engine.generate(
+            [Request(ids, n, visuals[i], examples[i]) for ids, i in part], sampling, seed + 2 * start
+        )
     return out
+
+
+def _text(completion: Completion, decode: Callable[[list[int]], str]) -> str:
+    """What the policy wrote: of an episode its own turns, since what a tool wrote is no answer."""
+    return decode(completion.token_ids) if completion.messages is None else completion_text(completion.messages)
+
+
+def _judge(
+    texts: Sequence[str], golds: Sequence[Any], kinds: Sequence[Any], choices: Sequence[Any], metas: Sequence[Any]
+) -> list[Judgement]:
+    """By the gold answer; where a row has tests in its place, by those: right is what passes all of them."""
+    tested = [i for i, gold in enumerate(golds) if gold is None and row_tests(metas[i]) is not None]
+    others = [i for i in range(len(texts)) if i not in set(tested)]
+
+    def pick(part: Sequence[Any]) -> list[Any]:
+        return [part[i] for i in others]
+
+    found: dict[int, Judgement] = {}
+    if tested:
+        judged = judge_programs([texts[i] for i in tested], [metas[i] for i in tested])
+        found |= dict(zip(tested, judged, strict=True))
+    judged = verify_many(pick(texts), pick(golds), pick(kinds), pick(choices))
+    found |= dict(zip(others, judged, strict=True))
+    return [found[i] for i in range(len(texts))]
 
 
 def _score(
@@ -180,12 +213,12 @@ def _score(
     golds = [examples[record["row"]]["answer"] for record in records]
     metas = [examples[record["row"]].get("meta") or {} for record in records]
     kinds, choices = [m.get("kind") for m in metas], [m.get("choices") for m in metas]
-    judged = verify_many([record["texts"][0] for record in records], golds, kinds, choices)
+    judged = _judge([record["told"][0] for record in records], golds, kinds, choices, metas)
     n = len(records)
     majority = None
     if k > 1:
         flat = verify_many(
-            [text for record in records for text in record["texts"][1:]],
+            [text for record in records for text in record["told"][1:]],
             [gold for gold in golds for _ in range(k)],
             [kind for kind in kinds for _ in range(k)],
             [choice for choice in choices for _ in range(k)],

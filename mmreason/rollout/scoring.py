@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from mmreason.data.visual import VisualPrompt, collate_visual
 from mmreason.losses.lm import token_logps
+from mmreason.models.packed_attention import base_model
 
 
 def completion_mask(completions: Sequence[Sequence[int]], device: torch.device | None = None) -> Tensor:
@@ -30,15 +31,6 @@ def pad_right(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype,
     return out.to(device)
 
 
-def _base_forward(model: Any) -> Any:
-    """The forward of the HF model inside DDP, a DeepSpeed engine or a PEFT wrapper, for reading its signature."""
-    while hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return type(model).forward
-
-
 def floating_dtype(model: Any) -> torch.dtype:
     """The dtype that a model's pixel values come in: that of its first floating-point weights."""
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
@@ -52,6 +44,19 @@ def check_visuals(prompts: Sequence[Sequence[int]], visuals: Sequence[VisualProm
                 f"prompt {i} of the batch has {len(prompt)} tokens that are not the {len(visual.ids)} that its "
                 f"{len(visual.images)} image(s) were rendered with"
             )
+
+
+def check_prompts_given(prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where a prompt is empty."""
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("a prompt has no tokens: the first completion token can't be scored (add a BOS token)")
+
+
+def ban(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """The same logits (..., V), with probability 0 for some tokens."""
+    if not token_ids:
+        return logits
+    return logits.index_fill(-1, torch.tensor(list(token_ids), device=logits.device), float("-inf"))
 
 
 def completion_logps(
@@ -86,8 +91,7 @@ def completion_logps(
         ValueError: a prompt is empty, so its first completion token has nothing to be predicted from; or a prompt is
             not the one that its pictures were rendered for.
     """
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("a prompt has no tokens: the first completion token can't be scored (add a BOS token)")
+    check_prompts_given(prompts)
     check_visuals(prompts, visuals)
     device = next(iter(model.parameters())).device
     rows = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]
@@ -96,7 +100,7 @@ def completion_logps(
     kwargs: dict[str, Any] = {"use_cache": False}
     if visuals is not None:
         kwargs |= collate_visual(visuals, input_ids.shape[1], device=device, dtype=floating_dtype(model))
-    keeps = "logits_to_keep" in inspect.signature(_base_forward(model)).parameters
+    keeps = "logits_to_keep" in inspect.signature(type(base_model(model)).forward).parameters
     if keeps:
         kwargs["logits_to_keep"] = input_ids.shape[1] - first
     logits = model(input_ids=input_ids, **kwargs).logits
@@ -105,8 +109,7 @@ def completion_logps(
     # The last position predicts nothing that was sampled. It stays in, with an arbitrary target that is masked below:
     # cutting it off would make the logits non-contiguous, and flattening them would copy them whole.
     targets = pad(input_ids[:, first + 1 :], (0, 1))
-    if banned_token_ids:
-        logits = logits.index_fill(-1, torch.tensor(list(banned_token_ids), device=device), float("-inf"))
+    logits = ban(logits, banned_token_ids)
     logps, entropy = token_logps(logits, targets, temperature=temperature, with_entropy=with_entropy)
 
     starts = [len(prompt) - 1 - first for prompt in prompts]

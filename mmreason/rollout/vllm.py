@@ -218,14 +218,11 @@ class VLLMColocateEngine:
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         params = [_sampling_params(sampling, n, self.eos_token_ids, self.banned_token_ids) for _, n in everyone]
-        # vLLM's sampler draws from torch's global generator. One seed per call, the same within a tensor-parallel
-        # group, makes the call repeatable without the cost of a generator per request.
         group = data_rank(self.accelerator)
         if self.tensor_parallel_size > 1:
             group = self.accelerator.process_index // self.tensor_parallel_size
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed + 7919 * group)
+        seed += 7919 * group
+        with self._seeded(seed, params, sampling.own_generators):
             outputs = self.llm.generate([prompt for prompt, _ in everyone], params, use_tqdm=False)
         if self.sleeps:
             self._sleep()
@@ -236,6 +233,21 @@ class VLLMColocateEngine:
         for request, output in zip(requests, outputs, strict=True):
             check_prompt(request.prompt_ids, output.prompt_token_ids, self.checkpoint)
         return [[_completion(sample) for sample in output.outputs] for output in outputs]
+
+    @contextmanager
+    def _seeded(self, seed: int, params: Sequence[Any], own_generators: bool) -> Iterator[None]:
+        """vLLM's sampler draws from torch's global generator. One seed per call, the same within a tensor-parallel
+        group, makes the call repeatable without the cost of a generator per request.
+        """
+        if own_generators:
+            for number, one in enumerate(params):
+                one.seed = (seed + 15485863 * number) % 2**63
+            yield
+            return
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         if request.visual is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trl.distributed import DistributedBackend
 
 from mmreason.models.peft import refuse_unmergeable
+from mmreason.models.value import CRITIC
 
 
 def full_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Tensor]]:
@@ -36,6 +37,8 @@ def full_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Te
         yield from _peft_weights(unwrapped, backend)
         return
     for name, param in unwrapped.named_parameters():
+        if name.startswith(f"{CRITIC}."):  # a submodule of the policy that no engine knows
+            continue
         with backend.gather_params([param]):
             yield name.replace("_checkpoint_wrapped_module.", ""), _materialise(param, backend)
 

@@ -123,6 +123,15 @@ class TestReport:
 # ---- reading tests
 
 
+def row_tests(meta: Mapping[str, Any] | None) -> Mapping[str, Any] | str | None:
+    """The tests in a row's `meta`; None where it has none. HumanEval's stand there as a text and an entry point."""
+    tests = (meta or {}).get("tests") or None
+    entry_point = (meta or {}).get("entry_point")
+    if isinstance(tests, str) and isinstance(entry_point, str):
+        return {"kind": "function", "test": tests, "entry_point": entry_point}
+    return tests
+
+
 def parse_tests(value: Mapping[str, Any] | str, row: str | None = None) -> CodeTests:
     """The tests of a row.
 

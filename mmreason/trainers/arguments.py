@@ -8,16 +8,13 @@ written for TRL's GRPO trainer moves over; what is ours is marked so. Imports no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmreason.trainers._options import _opt as _opt
+from mmreason.trainers.guard_options import guard_options
+from mmreason.trainers.objective_arguments import ObjectiveOptions
 from mmreason.types import ConfigError
-
-
-def _opt(default: Any, help: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -194,13 +191,12 @@ class TrainingOptions:
 
 
 @dataclass
-class PolicyConfig(TrainingOptions):
+class PolicyConfig(ObjectiveOptions, TrainingOptions):
     """The loop: rollout, reward, advantage, update."""
 
     output_dir: str = _opt("outputs/grpo_math", "Checkpoints, rollouts, metrics and the final model.")
 
     # batch
-    num_generations: int = _opt(8, "Completions per prompt, G.")
     steps_per_generation: int | None = _opt(
         None, "Micro-batches that one rollout feeds. None: gradient_accumulation_steps."
     )
@@ -245,31 +241,39 @@ class PolicyConfig(TrainingOptions):
     vllm_importance_sampling_clip_max: float | None = _opt(3.0, "Upper bound of the importance ratio.")
     vllm_importance_sampling_clip_min: float | None = _opt(None, "Lower bound of the importance ratio.")
 
-    # objective
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = _opt(
-        "dapo", "How token losses are averaged, see mmreason.losses.policy.aggregate."
+    max_staleness: int = _opt(
+        0,
+        "(ours) Draw rollouts beside the update, with weights at most so many rollouts old; 0: in turns. Needs vLLM, "
+        "which has weights of its own. See docs/rollouts.md.",
     )
-    beta: float = _opt(0.0, "Weight of the KL to the reference model; 0 loads no reference.")
-    use_bias_correction_kl: bool = _opt(True, "Multiply the KL by the importance ratio (arXiv 2512.02556).")
-    epsilon: float = _opt(0.2, "Clip range, lower (and upper, unless epsilon_high is given).")
-    epsilon_high: float | None = _opt(None, "Upper clip range (DAPO recommends 0.28).")
-    delta: float | None = _opt(None, "Two-sided clipping: bound of the unclipped ratio.")
-    scale_rewards: Literal["group", "batch", "none"] = _opt(
-        "group", "Divide advantages by the standard deviation of the group, of the batch, or not."
+
+    # rewards
+    on_reward_error: Literal["stop", "mask"] = _opt(
+        "stop",
+        "(ours) A reward function that raises, returns no number, or takes too long: stop, naming the row; or mask: "
+        "that row gets no reward from it, and is counted in rewards/NAME/errors.",
     )
-    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = _opt(
-        "sum_then_normalize", "Order of summing the rewards and normalising them."
+    reward_timeout: float | None = _opt(
+        None, "(ours) Seconds that one call of a reward function may take, see docs/rewards.md. None: no limit."
     )
-    mask_truncated_completions: bool = _opt(
-        False, "Leave completions that hit the length limit out of the loss (DAPO)."
-    )
-    disable_dropout: bool = _opt(False, "Set every dropout of the policy to 0.")
 
     # images
     feature_store: str | None = _opt(
         None, "(ours) Folder where a frozen vision tower's features are kept, so that each image is encoded once."
     )
     feature_store_gib: float = _opt(32.0, "(ours) Bound of its size on disk.")
+
+    # sharing
+    share_prompts: bool = _opt(
+        True,
+        "(ours) Read a prompt and its images once for all its completions in a micro-batch. Where that is not exact it "
+        "is off, and the reason said. See docs/sharing.md.",
+    )
+    verify_sharing: int | None = _opt(
+        None,
+        "(ours) Steps between comparisons of shared with separate log-probabilities; more than rounding stops the run. "
+        "None: only a short trial before the first use.",
+    )
 
     # optimizer
     learning_rate: float = _opt(1e-6, "Peak learning rate.")
@@ -286,6 +290,11 @@ class PolicyConfig(TrainingOptions):
         "The first check is before the first step. None: no check.",
     )
     canary_samples: int = _opt(16, "(ours) Problems with images for that check, held-out ones where there are any.")
+    guards: dict[str, Any] | None = _opt(
+        None,
+        "(ours) What the run warns of or stops for: {kl: {action: stop, above: 0.5}, entropy: off, …}, see "
+        "docs/guards.md. None: warnings at generous bounds, and a stop after 5 gradients in a row that are not finite.",
+    )
     save_steps: int = _opt(500, "Steps between checkpoints; 0: only at the end.")
     save_only_model: bool = _opt(False, "Checkpoints without optimizer state: smaller, can't be resumed.")
     log_completions: bool = _opt(False, "Print a few completions at each logging step.")
@@ -298,6 +307,12 @@ class PolicyConfig(TrainingOptions):
             ConfigError: naming the fields and a value that would work.
         """
         self._check_values()
+        if self.max_staleness and self.vllm_mode == "server" and world_size > 1:
+            raise ConfigError(
+                f"max_staleness={self.max_staleness}: with vllm_mode server one training process can draw ahead, not "
+                f"{world_size}: their requests are gathered by collectives, which the update uses at the same time. "
+                "Take vllm_mode: colocate, or max_staleness: 0"
+            )
         per_step = self.per_device_train_batch_size * world_size
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ConfigError("give generation_batch_size or steps_per_generation, not both")
@@ -329,10 +344,10 @@ class PolicyConfig(TrainingOptions):
             )
 
     def _check_values(self) -> None:
-        if self.num_generations < 2:
-            raise ConfigError(
-                f"num_generations={self.num_generations}: a group needs at least 2 completions to compare"
-            )
+        guard_options(self.guards)
+        if self.reward_timeout is not None and not self.reward_timeout > 0:
+            raise ConfigError(f"reward_timeout={self.reward_timeout} must be above 0 seconds, or null for no limit")
+        self.check_objective()
         self.check_training()
         if self.num_iterations < 1:
             raise ConfigError(f"num_iterations={self.num_iterations} must be at least 1")
@@ -343,10 +358,13 @@ class PolicyConfig(TrainingOptions):
             raise ConfigError(
                 f"eval_steps={every} must be a whole number of steps, a share of all steps below 1, or null"
             )
+        self._check_staleness()
         if self.canary_steps is not None and self.canary_steps < 1:
             raise ConfigError(f"canary_steps={self.canary_steps} must be at least 1, or null for no check")
         if self.canary_samples < 1:
             raise ConfigError(f"canary_samples={self.canary_samples} must be at least 1")
+        if self.verify_sharing is not None and self.verify_sharing < 1:
+            raise ConfigError(f"verify_sharing={self.verify_sharing} must be at least 1, or null for no comparison")
         if not self.feature_store_gib > 0:
             raise ConfigError(f"feature_store_gib={self.feature_store_gib} must be above 0")
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
@@ -354,6 +372,26 @@ class PolicyConfig(TrainingOptions):
             raise ConfigError(
                 f"vllm_importance_sampling_clip_min={low} must be below vllm_importance_sampling_clip_max={high}"
             )
+
+    def _check_staleness(self) -> None:
+        if self.max_staleness < 0:
+            raise ConfigError(f"max_staleness={self.max_staleness} must be at least 0")
+        if not self.max_staleness:
+            return
+        obstacles = {
+            "use_vllm: generate samples from the very weights that are updated": not self.use_vllm,
+            "vllm_importance_sampling_correction, which leads from the old weights to the new ones": (
+                not self.vllm_importance_sampling_correction
+            ),
+            "vllm_enable_sleep_mode: false, since the engine works beside the update": self.vllm_enable_sleep_mode,
+            "vllm_tensor_parallel_size: 1": self.vllm_tensor_parallel_size > 1,
+            "dynamic_sampling: false, which doesn't know what it will ask until rewards are there": (
+                self.dynamic_sampling
+            ),
+        }
+        for needed, missing in obstacles.items():
+            if missing:
+                raise ConfigError(f"max_staleness={self.max_staleness} needs {needed}")
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         """Whether `eval_steps` asks for an evaluation once this many steps are done."""
@@ -368,6 +406,13 @@ class PolicyConfig(TrainingOptions):
         if self.steps_per_generation is None:
             raise ConfigError("call PolicyConfig.resolve(world_size) first")
         return self.steps_per_generation
+
+    @property
+    def groups_per_rollout(self) -> int:
+        """Prompts of one rollout over all devices, once `resolve` has filled in its size."""
+        if self.generation_batch_size is None:
+            raise ConfigError("call PolicyConfig.resolve(world_size) first")
+        return self.generation_batch_size // self.num_generations
 
     @property
     def updates_per_rollout(self) -> int:

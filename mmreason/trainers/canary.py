@@ -14,6 +14,7 @@ from mmreason.rollout.canary_report import CanaryReport, judge_paths
 from mmreason.rollout.canary_rows import CanaryRows
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.reporting import decode
+from mmreason.trainers.scorer import Scorer
 from mmreason.types import ConfigError, MMReasonError
 
 
@@ -51,18 +52,7 @@ class Watched(Protocol):
     tokenizer: Any
     compute_dtype: Any
     engine: Any
-
-    def score(
-        self,
-        model: Any,
-        prompts: list[list[int]],
-        completions: list[list[int]],
-        visuals: list[VisualPrompt | None] | None,
-        *,
-        temperature: float,
-        with_entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities as the loss takes them."""
+    scorer: Scorer
 
     def save(self) -> Any:
         """Write a checkpoint."""
@@ -123,6 +113,6 @@ class TrainingCanary:
         )
 
     def _logps(self, prompts: list[list[int]], completions: list[list[int]], visuals: list[VisualPrompt]) -> Tensor:
-        return self.trainer.score(
+        return self.trainer.scorer.score(
             self.trainer.policy, prompts, completions, [*visuals], temperature=1.0, with_entropy=False
         )[0]

@@ -11,8 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, load
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from mmreason.models.peft_state import load_training_state, save_training_state
+from mmreason.models.value import CRITIC, split_state, without_critic
 from mmreason.rollout.parallel import tensor_parallel_size
 from mmreason.trainers.state import CheckpointError
 
@@ -28,29 +30,35 @@ _UNREADABLE = (
     AssertionError,
 )
 _SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+CRITIC_FILE = "critic.safetensors"
+"""In a checkpoint: the critic's weights, beside the policy's."""
 
 
 def save_policy(policy: Any, tokenizer: Any, accelerator: Accelerator, folder: Path, *, only_model: bool) -> None:
     """Write the model in Hugging Face format (an adapter for PEFT) and, unless `only_model`, what continuing needs.
 
     Collective. Where weights are whole on each process they are stored once, in the Hugging Face files; DeepSpeed and
-    FSDP also keep their own shards, which their optimizers belong to.
+    FSDP also keep their own shards, which their optimizers belong to. A critic has a file of its own.
     """
     unwrapped = accelerator.unwrap_model(policy)
     sharded = accelerator.distributed_type in _SHARDED
-    state_dict = accelerator.get_state_dict(policy) if sharded else None
+    state_dict, of_critic = split_state(accelerator.get_state_dict(policy)) if sharded else (None, {})
     split = tensor_parallel_size(accelerator) > 1
     if split:  # transformers' own save_pretrained aborts here on gloo, so the tensors are put together first
         state_dict = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in unwrapped.state_dict().items()}
     error: Exception | None = None
     if accelerator.is_main_process:
         try:
-            if split and state_dict is not None:
-                save_torch_state_dict(state_dict, folder)
-                unwrapped.config.save_pretrained(folder)
-                unwrapped.generation_config.save_pretrained(folder)
-            else:
-                unwrapped.save_pretrained(folder, state_dict=state_dict)
+            with without_critic(unwrapped) as critic:
+                if split and state_dict is not None:
+                    save_torch_state_dict(state_dict, folder)
+                    unwrapped.config.save_pretrained(folder)
+                    unwrapped.generation_config.save_pretrained(folder)
+                else:
+                    unwrapped.save_pretrained(folder, state_dict=state_dict)
+            if critic is not None:
+                tensors = of_critic or critic.state_dict()
+                save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, folder / CRITIC_FILE)
             tokenizer.save_pretrained(folder)
         except Exception as caught:  # raised below, once every process knows
             error = caught
@@ -77,12 +85,22 @@ def load_policy(policy: Any, accelerator: Accelerator, folder: Path) -> None:
         CheckpointError: a file is damaged or missing, the model differs, or another backend wrote it.
     """
     sharded = accelerator.distributed_type in _SHARDED
+    unwrapped = accelerator.unwrap_model(policy)
+    if CRITIC in unwrapped._modules and not (folder / CRITIC_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has no {CRITIC_FILE}: it was saved without a value head, so PPO can't go on from it. Name "
+            "another checkpoint with --resume, or begin anew with its weights: --model_name_or_path and another "
+            "--output_dir"
+        )
     # Accelerate goes on without random states that it can't read; the run would then no longer be the same.
     random_states = folder / "state" / f"random_states_{accelerator.process_index}.pkl"
     hook = None if sharded else accelerator.register_load_state_pre_hook(lambda models, where: models.clear())
     try:
         if not sharded:
-            _load_whole(accelerator.unwrap_model(policy), folder)
+            with without_critic(unwrapped) as critic:
+                _load_whole(unwrapped, folder)
+            if critic is not None:
+                critic.load_state_dict(load_file(folder / CRITIC_FILE))
         load(random_states)
         accelerator.load_state(str(folder / "state"))
     except _UNREADABLE as error:

@@ -19,6 +19,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
+from mmreason.models.value import CRITIC
 from mmreason.rollout.parallel import data_rank, tensor_parallel_size
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.types import ConfigError
@@ -100,6 +101,16 @@ class DataParallel:
         """Elementwise sum over processes."""
         return self.gather(values.unsqueeze(0)).sum(0) if self.size > 1 else values
 
+    def gather_ragged(self, values: Tensor) -> Tensor:
+        """(K,) on each process, K its own → those of all, in rank order, on all."""
+        if self.size == 1:
+            return values
+        counts = self.gather(torch.tensor([len(values)], device=values.device)).tolist()
+        padded = values.new_zeros(max(counts))
+        padded[: len(values)] = values
+        every = self.gather(padded.unsqueeze(0))
+        return torch.cat([row[:count] for row, count in zip(every, counts, strict=True)])
+
     def gather_objects(self, items: list[Any]) -> list[Any]:
         """Concatenation of every process's list in rank order."""
         if self.size == 1:
@@ -162,18 +173,17 @@ def configure_model(model: Any, args: PolicyConfig) -> None:
 
 
 def build_optimizer(model: nn.Module, args: PolicyConfig) -> torch.optim.Optimizer:
-    """Decay on matrices only: biases and norm weights (vectors) are left alone, as in transformers' Trainer."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
+    """Decay on matrices only: biases and norm weights (vectors) are left alone, as in transformers' Trainer.
+
+    A critic's parameters stand in groups of their own, whose `part` says so.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    policy = [p for name, p in named if not name.startswith(f"{CRITIC}.")]
+    critic = [p for name, p in named if name.startswith(f"{CRITIC}.")]
+    if not policy:
         raise ConfigError("the model has no trainable parameter: check the PEFT settings")
-    # Under ZeRO-3 `ds_shape` is the real shape, `shape` that of an empty shard.
-    matrices = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) >= 2]
-    vectors = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) < 2]
-    groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = _decay_groups(policy, args.weight_decay)
+    groups += [group | {"part": CRITIC} for group in _decay_groups(critic, args.weight_decay)]
     if args.optim == "sgd":
         return torch.optim.SGD(groups, lr=args.learning_rate)
     return torch.optim.AdamW(
@@ -183,6 +193,17 @@ def build_optimizer(model: nn.Module, args: PolicyConfig) -> torch.optim.Optimiz
         eps=args.adam_epsilon,
         fused=args.optim == "adamw_torch_fused",
     )
+
+
+def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    # Under ZeRO-3 `ds_shape` is the real shape, `shape` that of an empty shard.
+    matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) >= 2]
+    vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def lr_schedule(args: PolicyConfig, total_steps: int) -> Callable[[int], float]:

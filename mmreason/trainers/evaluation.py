@@ -6,7 +6,7 @@ evaluation.json holds the numbers, so that a continued run measures nothing twic
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,9 +25,20 @@ from mmreason.types import MMReasonError
 
 
 def measure(
-    engine: Engine, held_out: HeldOut, tokenizer: Any, sampling: Sampling, parallel: DataParallel, *, k: int, seed: int
+    engine: Engine,
+    held_out: HeldOut,
+    tokenizer: Any,
+    sampling: Sampling,
+    parallel: DataParallel,
+    *,
+    k: int,
+    seed: int,
+    read: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[Evaluation, list[GreedyAnswer]]:
-    """Let all processes answer a held-out set. The engine has the weights that are to be measured. Collective."""
+    """Let all processes answer a held-out set. The engine has the weights that are to be measured. Collective.
+
+    Args: read: completions → the texts that their answers stand in; None: themselves.
+    """
     pictures = [name for name in ("images",) if name in held_out.dataset.column_names]
     return evaluate(
         engine,
@@ -41,6 +52,7 @@ def measure(
         rank=parallel.rank,
         world_size=parallel.size,
         gather_objects=parallel.gather_objects,
+        read=read,
     )
 
 

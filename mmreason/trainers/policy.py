@@ -12,26 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from mmreason.data.visual import VisualPrompt, image_counts, visuals_of
-from mmreason.losses.advantages import GroupAdvantages, group_advantages
-from mmreason.losses.policy import BatchSize, aggregate, clipped_surrogate, importance_weights, kl_to_reference
+from mmreason.data.visual import image_counts, visuals_of
+from mmreason.losses.policy import BatchSize
 from mmreason.models.peft_adalora import follow_ranks
-from mmreason.rewards.accuracy import judge
-from mmreason.rewards.run import RewardBatch, compute_rewards
 from mmreason.rollout.engines import build_engine, end_token_ids, placeholder_token_ids
 from mmreason.rollout.evaluate import Evaluation, GreedyAnswer
-from mmreason.rollout.scoring import completion_logps, completion_mask, pad_right
+from mmreason.rollout.multi_turn import EnvironmentSettings
 from mmreason.rollout.types import Engine, Request, Sampling
+from mmreason.trainers.ahead import Asked, RolloutsAhead
 from mmreason.trainers.arguments import PolicyConfig
-from mmreason.trainers.batch import Samples, StepMetrics, unpad
+from mmreason.trainers.batch import Samples, StepMetrics
 from mmreason.trainers.canary import TrainingCanary, canary_rows
 from mmreason.trainers.checkpointing import load_policy, save_policy
+from mmreason.trainers.critic import ActorCritic, build_critic
 from mmreason.trainers.distributed import (
     DataParallel,
     build_optimizer,
@@ -40,27 +38,31 @@ from mmreason.trainers.distributed import (
     prepare_for_images,
     prepare_reference,
 )
+from mmreason.trainers.dynamic_sampling import Drawn, DynamicSampling
+from mmreason.trainers.environments import act_in, acts
+from mmreason.trainers.estimators import estimate_advantages, policy_drift
 from mmreason.trainers.evaluation import measure
 from mmreason.trainers.features import open_features
+from mmreason.trainers.guards import Guards
+from mmreason.trainers.objective import policy_loss
+from mmreason.trainers.ppo_arguments import PPOConfig
 from mmreason.trainers.problems import HeldOut
+from mmreason.trainers.prompt_order import open_prompts
 from mmreason.trainers.records import RunRecords, tracker_config
+from mmreason.trainers.reference import check_reference
 from mmreason.trainers.reporting import Reporter, decode
-from mmreason.trainers.state import Checkpoints, RunState, stop_on_signal
-
-
-class PromptOrder:
-    """The endless stream of training rows: shuffled anew each epoch, a pure function of the position in it."""
-
-    def __init__(self, rows: int, seed: int, shuffle: bool):
-        self.rows, self.seed, self.shuffle = rows, seed, shuffle
-        self._epoch, self._order = -1, np.arange(rows)
-
-    def __getitem__(self, position: int) -> int:
-        epoch, offset = divmod(position, self.rows)
-        if self.shuffle and epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-            self._epoch = epoch
-        return int(self._order[offset])
+from mmreason.trainers.rewarding import Rewarder
+from mmreason.trainers.scorer import Scorer, micro_batches
+from mmreason.trainers.state import (
+    Checkpoints,
+    RunState,
+    Stateful,
+    read_parts,
+    stop_on_signal,
+    write_alarms,
+    write_parts,
+)
+from mmreason.trainers.value_tracker import TrackerOptions, ValueTracker
 
 
 class PolicyTrainer:
@@ -77,6 +79,8 @@ class PolicyTrainer:
         held_out: sets that will be measured: their prompts have to fit into the engine, too.
         checkpoint: folder or hub id that vLLM reads configuration and initial weights from.
         ref_model: a second copy, needed where beta > 0 and the model has no adapter that could be switched off.
+        value_model: what a separate critic begins as (PPO, see PPOConfig.value_model).
+        environment: answers the policy's turns; without one a completion is one turn.
     """
 
     def __init__(
@@ -93,31 +97,48 @@ class PolicyTrainer:
         held_out: Mapping[str, HeldOut] | None = None,
         reward_weights: Sequence[float] | None = None,
         ref_model: Any = None,
+        value_model: Any = None,
+        environment: EnvironmentSettings | None = None,
     ):
         self.args, self.accelerator, self.processor = args, accelerator, tokenizer
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        self.reward_funcs, self.reward_weights = list(reward_funcs), reward_weights
         self.dataset, self.prompt_ids = train_dataset, list(prompt_ids)
         self.visuals = visuals_of(train_dataset, self.prompt_ids, tokenizer, args.chat_template_kwargs)
         self.parallel = DataParallel(accelerator)
         self.state = RunState()
-        self.order = PromptOrder(len(self.prompt_ids), args.seed, args.shuffle_dataset)
+        self.rewarder = Rewarder(
+            train_dataset,
+            reward_funcs,
+            reward_weights,
+            self.state,
+            on_error=args.on_reward_error,
+            timeout=args.reward_timeout,
+            parallel=self.parallel,
+        )
+        self.tracker = ValueTracker(TrackerOptions.of(args.spo)) if args.advantage_estimator == "spo" else None
+        self.prompts = open_prompts(args, train_dataset, self.rewarder, self.tracker)
+        self.dynamic = DynamicSampling(args, self.rewarder, self.parallel) if args.dynamic_sampling else None
         self.total_steps = self._count_steps()
         self.learning_rate = lr_schedule(args, self.total_steps)
-        self.is_peft = hasattr(model, "peft_config")
         eos, banned = end_token_ids(model, self.tokenizer), placeholder_token_ids(model)
         self.banned_token_ids = banned
         self.compute_dtype = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
         configure_model(model, args)
-        self.reference = None
-        if args.beta > 0 and not self.is_peft:
+        reference = None
+        if args.beta > 0 and not hasattr(model, "peft_config"):
             if ref_model is None:
                 raise ValueError("beta > 0 without an adapter needs ref_model")
-            self.reference = prepare_reference(ref_model, accelerator)
+            check_reference(ref_model, model, self.tokenizer)
+            reference = prepare_reference(ref_model, accelerator)
         for rows in (train_dataset, *(held.dataset for held in (held_out or {}).values())):
             prepare_for_images(model, accelerator, list(image_counts(rows)))
+        critic = build_critic(model, args, accelerator, value_model)
         self.policy, self.optimizer = accelerator.prepare(model, build_optimizer(model, args))
         follow_ranks(self.policy, self.optimizer, self.total_steps, lambda: self.state.step)  # of AdaLoRA
+        self.scorer = Scorer(args, accelerator, self.policy, reference, self.visuals, banned)
+        self.ppo: ActorCritic | None = None
+        if critic is not None and isinstance(args, PPOConfig):
+            self.ppo = ActorCritic(args, accelerator, self.policy, critic, self.scorer, self.parallel)
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
             temperature=args.temperature,
@@ -133,11 +154,24 @@ class PolicyTrainer:
         visuals = [self.visuals, *(held.visuals for held in (held_out or {}).values())]
         self.features = open_features(args, self.policy, tokenizer, accelerator, visuals)
         self.engine = self._build_engine(checkpoint, held_out or {}, eos)
+        if environment is not None:
+            self.engine = act_in(environment, self.engine, tokenizer, eos, args.chat_template_kwargs, self.parallel)
         self.checkpoints = Checkpoints(args.output_dir, self.parallel, args.save_total_limit)
         self.records = RunRecords(args.output_dir, accelerator.is_main_process)
         self.reporter = Reporter(
             args, self.state, self.parallel, self.records, self.dataset, self.tokenizer, self.total_steps
         )
+        self.guards = Guards(args.guards, self.parallel, args.output_dir)
+        self.parts: dict[str, Stateful] = {"guards": self.guards}
+        if self.ppo is not None:
+            self.parts |= self.ppo.parts
+        if self.dynamic is not None or self.prompts.selection is not None:
+            self.parts["prompts"] = self.prompts
+        if self.tracker is not None:
+            self.parts["values"] = self.tracker
+        # Of completions whose answer is not their text: see `evaluate`.
+        self.read_answers: Callable[[list[str]], list[str]] | None = None
+        self.ahead = self._draw_ahead() if args.max_staleness else None
         self._samples: Samples | None = None
 
     # ---- the loop
@@ -150,6 +184,7 @@ class PolicyTrainer:
         """
         args, state = self.args, self.state
         self.records.rewind(state.step, state.rollouts)
+        self.guards.rewind(state.step)
         if args.report_to:
             self.accelerator.init_trackers("mmreason", config=tracker_config(args))
         with stop_on_signal() as stop_asked, self.reporter.progress_bar() as bar:
@@ -157,6 +192,7 @@ class PolicyTrainer:
                 started = time.perf_counter()
                 metrics: dict[str, float] = {}
                 if self.canary is not None and self.canary.is_due():
+                    self._wait_for_engine()
                     with _timed(metrics, "time/canary"):
                         metrics |= self.canary.check()
                 if self._samples is None:
@@ -165,13 +201,17 @@ class PolicyTrainer:
                 state.step += 1
                 state.updates_in_rollout += 1
                 if state.updates_in_rollout == args.updates_per_rollout:
+                    if self.tracker is not None:
+                        self._follow_policy(self.tracker, self._samples, metrics)
                     self._samples, state.updates_in_rollout = None, 0
                 metrics["time/step"] = time.perf_counter() - started
                 state.seconds += metrics["time/step"]
+                metrics |= self.guards.observe(state.step, metrics)
                 if evaluate is not None and args.evaluates_after(state.step, self.total_steps):
                     with _timed(metrics, "time/evaluation"):
                         metrics |= evaluate(state.step == self.total_steps)
                 self.reporter.step(metrics, bar)
+                self.guards.stop_if_asked(self.checkpoints)
                 stop = self.parallel.any(stop_asked())
                 if stop or state.step == self.total_steps or (args.save_steps and state.step % args.save_steps == 0):
                     self.save()
@@ -179,175 +219,98 @@ class PolicyTrainer:
                     break
         return state
 
-    # ---- stage 1: rollout
+    # ---- stages 1 to 3: rollout, reward, advantage
 
     def _rollout(self, metrics: dict[str, float]) -> Samples:
         """Sample G completions of the next prompts, reward them and turn rewards into advantages."""
-        with _timed(metrics, "time/sync"):
-            self.engine.sync()
-        requests, rows = self._next_requests()
-        with _timed(metrics, "time/rollout"):
-            groups = self.engine.generate(requests, self.sampling, self._seed(self.state.rollouts))
-            groups = self.parallel.share(groups)
-        completions = [completion for group in groups for completion in group]
-        samples = Samples(
-            rows=rows,
-            prompt_ids=[self.prompt_ids[row] for row in rows],
-            completion_ids=[c.token_ids for c in completions],
-            sampling_logps=[c.logps for c in completions],
-            truncated=[c.truncated for c in completions],
-            in_loss=[not (c.truncated and self.args.mask_truncated_completions) for c in completions],
-        )
-        texts = [decode(self.tokenizer, ids) for ids in samples.completion_ids]
-        with _timed(metrics, "time/reward"):
-            rewards = self._reward(samples, texts, metrics)
-        per_func = self.parallel.gather(torch.tensor(rewards.per_func, device=self.accelerator.device))
-        advantages = self._advantages(per_func, samples)
+        if self.ahead is None:
+            with _timed(metrics, "time/sync"):
+                self.engine.sync()
+        if self.dynamic is None:
+            drawn, per_func = self._draw(self.args.groups_per_rollout, 0, metrics)
+        else:
+            filled = self.dynamic.fill(lambda groups, number: self._draw(groups, number, metrics))
+            drawn, per_func = filled.drawn, filled.per_func
+            metrics |= filled.metrics
+            self.state.samples += filled.left_out[0]
+            self.state.tokens += filled.left_out[1]
+        samples = drawn.samples
         with _timed(metrics, "time/score"):
-            self._score_fixed(samples)
+            if self.ppo is not None:
+                self.ppo.score(samples)
+            self.scorer.score_fixed(samples)
+        if self.ppo is not None:
+            advantages = self.ppo.estimate(self.rewarder.weights, per_func, samples, metrics)
+        else:
+            advantages = estimate_advantages(
+                self.args, self.rewarder.weights, per_func, samples, self.parallel, self.tracker
+            )
         self.state.rollouts += 1
-        self.reporter.rollout(samples, texts, rewards, per_func, advantages, metrics)
+        metrics |= self.prompts.metrics()
+        self.reporter.rollout(samples, drawn.texts, drawn.rewards, per_func, advantages, metrics)
         return samples
 
-    def _next_requests(self) -> tuple[list[Request], list[int]]:
-        """This process's share of the next prompts. A group is one request with n = G; a shared one is split."""
-        args = self.args
-        local = args.per_device_train_batch_size * args.micro_batches_per_rollout
-        total = local * self.parallel.size
-        first_prompt = self.state.rollouts * (total // args.num_generations)
-        slots = range(self.parallel.rank * local, (self.parallel.rank + 1) * local)
-        rows = [self.order[first_prompt + slot // args.num_generations] for slot in slots]
-        groups = [slot // args.num_generations for slot in slots]
-        counts = [(group, groups.count(group)) for group in dict.fromkeys(groups)]
-        asked = [(self.order[first_prompt + group], n) for group, n in counts]
-        seen = [None if self.visuals is None else self.visuals[row] for row, _ in asked]
-        return [Request(self.prompt_ids[row], n, visual) for (row, n), visual in zip(asked, seen, strict=True)], rows
+    def _draw(self, groups: int, number: int, metrics: dict[str, float]) -> tuple[Drawn, Tensor]:
+        """This process's completions of the next prompts with their rewards, and the rewards of all processes.
 
-    def _seed(self, number: int) -> int:
-        return (self.args.seed * 1_000_003 + number * 104_729) % 2**31
-
-    # ---- stage 2: reward
-
-    def _columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        picked = [self.dataset[row] for row in dict.fromkeys(rows)]
-        by_row = dict(zip(dict.fromkeys(rows), picked, strict=True))
-        return {name: [by_row[row][name] for row in rows] for name in self.dataset.column_names}
-
-    def _reward(self, samples: Samples, texts: list[str], metrics: dict[str, float]) -> RewardBatch:
-        columns = self._columns(samples.rows)
-        prompts = columns.pop("prompt")
-        completions = [
-            [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        rewards = compute_rewards(
-            self.reward_funcs,
-            self.reward_weights,
-            prompts=prompts,
-            completions=completions,
-            completion_ids=samples.completion_ids,
-            columns=columns,
-            trainer_state=self.state,
-        )
-        metrics |= {f"time/reward/{name}": s for name, s in zip(rewards.names, rewards.seconds.tolist(), strict=True)}
-        metrics |= {name: sum(values) / len(values) for name, values in rewards.metrics.items()}
-        if "answer" in columns and "verdict" not in rewards.extra:
-            judged = judge(completions, columns["answer"], columns.get("meta"))
-            rewards.extra["verdict"] = [None if j is None else str(j.verdict) for j in judged]
-            rewards.extra["extracted"] = [None if j is None else j.answer for j in judged]
-        return rewards
-
-    # ---- stage 3: advantage
-
-    def _advantages(self, per_func: Tensor, samples: Samples) -> GroupAdvantages:
-        """Groups may be spread over processes: rewards are compared globally, each process keeps its slice."""
-        args = self.args
-        weights = torch.tensor(self.reward_weights or [1.0] * per_func.shape[1], device=per_func.device)
-        result = group_advantages(
-            per_func.float(),
-            weights,
-            args.num_generations,
-            scale_rewards=args.scale_rewards,
-            aggregation=args.multi_objective_aggregation,
-        )
-        start = self.parallel.rank * len(samples)
-        samples.advantages = result.advantages[start : start + len(samples)].tolist()
-        return result
-
-    def _score_fixed(self, samples: Samples) -> None:
-        """Log-probabilities that stay fixed while this rollout is used: π_old where updates move away, and π_ref."""
-        if not self.args.aligned:
-            samples.old_logps = self._score_all(self.policy, samples)
-        if self.args.beta > 0:
-            if self.reference is not None:
-                samples.ref_logps = self._score_all(self.reference, samples)
+        Args: groups: prompts of all processes. number: of the draw within this rollout. metrics: seconds are added up.
+        """
+        with _timed(metrics, "time/rollout"):
+            if self.ahead is None:
+                asked = self._ask(groups)
+                drawn = self.engine.generate(asked.requests, self.sampling, self._seed(self.state.rollouts, number))
+                drawn = self.parallel.share(drawn)
             else:
-                with self.accelerator.unwrap_model(self.policy).disable_adapter():
-                    samples.ref_logps = self._score_all(self.policy, samples)
+                asked, drawn, metrics["rollout/staleness"] = self.ahead.take(self.state.rollouts)
+        completions = [completion for group in drawn for completion in group]
+        samples = Samples.of(asked.mine, self.prompt_ids, completions, self.args.mask_truncated_completions)
+        texts = [decode(self.tokenizer, ids) for ids in samples.completion_ids]
+        with _timed(metrics, "time/reward"):
+            rewards = self.rewarder(samples, completions, texts, metrics)
+        per_func = self.parallel.gather(torch.tensor(rewards.per_func, device=self.accelerator.device))
+        self.prompts.observe([row for row in asked.rows for _ in range(self.args.num_generations)], per_func)
+        return Drawn(samples, completions, texts, rewards), per_func
 
-    @torch.no_grad()
-    def _score_all(self, model: Any, samples: Samples) -> list[list[float]]:
-        training = model.training
-        model.eval()
-        scored: list[list[float]] = []
-        for batch in self._micro_batches(samples):
-            scored += unpad(self._logps(model, batch, with_entropy=False)[0], batch.completion_ids)
-        model.train(training)
-        return scored
+    def _ask(self, groups: int) -> Asked:
+        """The next prompts. A group is one request with n = G; one that is spread over processes is split."""
+        rows = self.prompts.draw(groups)
+        size, rank, g = self.parallel.size, self.parallel.rank, self.args.num_generations
+        local = len(rows) * g // size
+        slots = [slot // g for slot in range(rank * local, (rank + 1) * local)]
+        counts = [(rows[slot], slots.count(slot)) for slot in dict.fromkeys(slots)]
+        return Asked(rows, [rows[slot] for slot in slots], [self._request(row, n) for row, n in counts])
 
-    def _logps(self, model: Any, batch: Samples, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        seen = None if self.visuals is None else [self.visuals[row] for row in batch.rows]
-        return self.score(
-            model,
-            batch.prompt_ids,
-            batch.completion_ids,
-            seen,
-            temperature=self.args.temperature,
-            with_entropy=with_entropy,
-        )
+    def _request(self, row: int, n: int) -> Request:
+        """n completions of a row: with its pictures, and with all of it for an environment."""
+        visual = None if self.visuals is None else self.visuals[row]
+        return Request(self.prompt_ids[row], n, visual, self.dataset[row] if acts(self.engine) else None)
 
-    def score(
-        self,
-        model: Any,
-        prompts: list[list[int]],
-        completions: list[list[int]],
-        visuals: list[VisualPrompt | None] | None,
-        *,
-        temperature: float,
-        with_entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`completion_logps` as the loss takes it; for the canary, too."""
-        return completion_logps(
-            model,
-            prompts,
-            completions,
-            visuals=visuals,
-            temperature=temperature,
-            banned_token_ids=self.banned_token_ids,
-            with_entropy=with_entropy,
-        )
+    def _seed(self, number: int, draw: int = 0) -> int:
+        return (self.args.seed * 1_000_003 + number * 104_729 + draw * 15_485_863) % 2**31
+
+    def _follow_policy(self, tracker: ValueTracker, samples: Samples, metrics: dict[str, float]) -> None:
+        """Tell SPO's values how far the updates of this rollout moved the policy."""
+        with _timed(metrics, "time/drift"):
+            kl = policy_drift(self.scorer, self.policy, samples, self.parallel, self.args.per_device_train_batch_size)
+        tracker.moved(kl)
+        metrics |= {"spo/drift": kl, "spo/prompts": float(len(tracker))}
 
     # ---- stage 4: update
-
-    def _micro_batches(self, samples: Samples) -> Iterator[Samples]:
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(samples), size):
-            yield samples.slice(start, start + size)
 
     def _update(self, samples: Samples) -> dict[str, float]:
         """One optimizer step on the part of the rollout whose turn it is."""
         args, accelerator = self.args, self.accelerator
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        start = (self.state.updates_in_rollout * rows) % len(samples)
-        window = samples.slice(start, start + rows)
+        window = self._window(samples, rows)
         counts = torch.tensor([len(window), window.loss_tokens()], dtype=torch.float64, device=accelerator.device)
         sequences, tokens = (int(c) for c in self.parallel.sum(counts.float()).tolist())
         size = BatchSize(sequences, tokens, args.gradient_accumulation_steps * self.parallel.size)
         started = time.perf_counter()
         self._set_learning_rate(self.learning_rate(self.state.step))
         self.policy.train()
+        checked = self.scorer.verify(window.slice(0, args.per_device_train_batch_size), self.state.step)
         measured, loss_sum, norm = StepMetrics(), torch.zeros((), device=accelerator.device), math.nan
-        for batch in self._micro_batches(window):
+        for batch in micro_batches(window, args.per_device_train_batch_size):
             with accelerator.accumulate(self.policy):
                 loss = self.loss(batch, size, measured)
                 loss_sum += loss.detach()
@@ -356,61 +319,32 @@ class PolicyTrainer:
                 accelerator.backward(loss * (args.gradient_accumulation_steps * self.parallel.size))
                 if accelerator.sync_gradients:
                     norm = self._clip()
-                self.optimizer.step()
+                if not accelerator.sync_gradients or self.guards.lets_step(norm, loss_sum):
+                    self.optimizer.step()
                 self.optimizer.zero_grad()
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             norm = float(self.policy.get_global_grad_norm())
+            self.guards.after_engine_step(self.policy)
         out = measured.reduce(self.parallel.gather)
         out["loss"] = self.parallel.sum(loss_sum.view(1)).item()
         out |= {"grad_norm": norm, "learning_rate": self.learning_rate(self.state.step)}
         out["time/update"] = time.perf_counter() - started
-        return out
+        return out | checked
+
+    def _window(self, samples: Samples, rows: int) -> Samples:
+        """The `rows` of the rollout whose turn it is."""
+        updates = self.state.updates_in_rollout
+        if self.ppo is not None:
+            return self.ppo.minibatch(samples, self.state.rollouts, updates, rows)
+        start = (updates * rows) % len(samples)
+        return samples.slice(start, start + rows)
 
     def loss(self, batch: Samples, size: BatchSize, measured: StepMetrics) -> Tensor:
         """This micro-batch's share of the objective of one optimizer step (a scalar with gradient)."""
-        args, device = self.args, self.accelerator.device
-        logps, entropy = self._logps(self.policy, batch, with_entropy=True)
-        used = torch.tensor(batch.in_loss, device=device).float().unsqueeze(1)
-        mask = completion_mask(batch.completion_ids, device) * used
-        old = pad_right(batch.old_logps, 0.0, torch.float32, device) if batch.old_logps else logps.detach()
-        sampled = pad_right(batch.sampling_logps, 0.0, torch.float32, device)
-        surrogate = clipped_surrogate(
-            logps,
-            old,
-            torch.tensor(batch.advantages, device=device),
-            epsilon_low=args.epsilon,
-            epsilon_high=args.epsilon if args.epsilon_high is None else args.epsilon_high,
-            delta=args.delta,
-        )
-        token_loss = surrogate.loss
-        if args.use_vllm and args.vllm_importance_sampling_correction:
-            token_loss = token_loss * importance_weights(
-                old,
-                sampled,
-                mask,
-                args.vllm_importance_sampling_mode,
-                args.vllm_importance_sampling_clip_max,
-                args.vllm_importance_sampling_clip_min,
-            )
-        if args.beta > 0:
-            kl = kl_to_reference(logps, pad_right(batch.ref_logps, 0.0, torch.float32, device))
-            token_loss = token_loss + args.beta * (kl * surrogate.ratio if args.use_bias_correction_kl else kl)
-            measured.mean("kl", (kl * mask).sum(), mask.sum())
-        measured.mean("clip_ratio/low_mean", (surrogate.clipped_low * mask).sum(), mask.sum())
-        measured.mean("clip_ratio/high_mean", (surrogate.clipped_high * mask).sum(), mask.sum())
-        if entropy is not None:
-            measured.mean("entropy", (entropy * mask).sum(), mask.sum())
-        self._measure_engine(old, sampled, mask, measured)
-        return aggregate(token_loss, mask, args.loss_type, size, args.max_completion_length)
-
-    def _measure_engine(self, old: Tensor, sampled: Tensor, mask: Tensor, measured: StepMetrics) -> None:
-        """How far the engine's log-probabilities are from the trainer's: 0, and ratio 1, for the same policy."""
-        gap = torch.nan_to_num((old - sampled) * mask, nan=0.0)
-        measured.mean("sampling/sampling_logp_difference/mean", gap.abs().sum(), mask.sum())
-        measured.maximum("sampling/sampling_logp_difference/max", gap.abs().max())
-        ratio = torch.exp(gap.sum(-1))
-        measured.mean("sampling/importance_sampling_ratio/mean", ratio.sum(), mask.new_tensor(float(len(ratio))))
-        measured.maximum("sampling/importance_sampling_ratio/max", ratio.max())
+        if self.ppo is not None:
+            return self.ppo.loss(batch, size, measured, self.state.step)
+        logps, entropy = self.scorer.logps(self.policy, batch, with_entropy=True)
+        return policy_loss(self.args, batch, logps, entropy, size, measured, self.parallel.gather_ragged)
 
     def _clip(self) -> float:
         """Clip the gradient (DeepSpeed's engine does it itself) and return its norm before that."""
@@ -421,6 +355,9 @@ class PolicyTrainer:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def _set_learning_rate(self, value: float) -> None:
+        if self.ppo is not None:
+            self.ppo.set_learning_rates(self.optimizer, value, self.state.step)
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = value
 
@@ -428,11 +365,15 @@ class PolicyTrainer:
 
     def measure(self, held_out: HeldOut, k: int) -> tuple[Evaluation, list[GreedyAnswer]]:
         """Greedy and maj@k accuracy of the current policy on a held-out set, and its greedy answers (collective)."""
+        self._wait_for_engine()
         self.engine.sync()
-        return measure(self.engine, held_out, self.tokenizer, self.sampling, self.parallel, k=k, seed=self._seed(-1))
+        seed, read = self._seed(-1), self.read_answers
+        return measure(self.engine, held_out, self.tokenizer, self.sampling, self.parallel, k=k, seed=seed, read=read)
 
     def close(self) -> None:
         """Free the engine and leave the process group."""
+        if self.ahead is not None:
+            self.ahead.close()
         self.engine.close()
         if self.features is not None:
             self.features.close()
@@ -444,15 +385,28 @@ class PolicyTrainer:
 
     def _write_checkpoint(self, folder: Path) -> None:
         save_policy(self.policy, self.processor, self.accelerator, folder, only_model=self.args.save_only_model)
-        if self._samples is not None and not self.args.save_only_model:
+        if self.accelerator.is_main_process:
+            write_parts(folder, self.parts)
+            write_alarms(folder, self.guards.alarms())
+        if self.args.save_only_model:
+            return
+        if self._samples is not None:
             self._samples.save(folder / f"samples-{self.accelerator.process_index:05d}.parquet")
+        if self.ahead is not None:
+            self.ahead.save(folder / f"ahead-{self.accelerator.process_index:05d}.json")
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint: weights, optimizer, generators, position in the data, rollout in flight."""
         state = self.checkpoints.read_state(checkpoint)
         load_policy(self.policy, self.accelerator, checkpoint)
         vars(self.state).update(vars(state))
+        read_parts(checkpoint, self.parts)
         self._samples = None
+        if self.ahead is not None:
+            self.ahead.load(checkpoint / f"ahead-{self.accelerator.process_index:05d}.json")
+        if "prompts" not in self.parts:
+            drawn = state.rollouts + (0 if self.ahead is None else len(self.ahead))
+            self.prompts.drawn = drawn * self.args.groups_per_rollout
         if state.updates_in_rollout:
             self._samples = Samples.load(checkpoint / f"samples-{self.accelerator.process_index:05d}.parquet")
 
@@ -462,9 +416,18 @@ class PolicyTrainer:
         args = self.args
         if args.max_steps > 0:
             return args.max_steps
-        prompts_per_rollout = (args.generation_batch_size or 0) // args.num_generations
-        rollouts = math.ceil(args.num_train_epochs * len(self.prompt_ids) / prompts_per_rollout)
+        rollouts = math.ceil(args.num_train_epochs * len(self.prompt_ids) / args.groups_per_rollout)
         return rollouts * args.updates_per_rollout
+
+    def _draw_ahead(self) -> RolloutsAhead:
+        groups, last = self.args.groups_per_rollout, -(-self.total_steps // self.args.updates_per_rollout) - 1
+        return RolloutsAhead(
+            self.engine, lambda: self._ask(groups), self.sampling, self._seed, self.args.max_staleness, last
+        )
+
+    def _wait_for_engine(self) -> None:
+        if self.ahead is not None:
+            self.ahead.wait()
 
     def _build_engine(self, checkpoint: str, held_out: Mapping[str, HeldOut], eos: list[int]) -> Engine:
         prompts = [self.prompt_ids, *(held.prompt_ids for held in held_out.values())]
@@ -488,4 +451,4 @@ class PolicyTrainer:
 def _timed(metrics: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    metrics[name] = time.perf_counter() - start
+    metrics[name] = metrics.get(name, 0.0) + time.perf_counter() - start

@@ -17,6 +17,7 @@ from mmreason.rewards.run import RewardBatch
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples
 from mmreason.trainers.distributed import DataParallel
+from mmreason.trainers.environments import environment_metrics
 from mmreason.trainers.records import RunRecords
 from mmreason.trainers.state import RunState
 from mmreason.trainers.token_texts import TokenTexts
@@ -109,6 +110,7 @@ class Reporter:
         verdicts = [row["verdict"] for row in self._latest_rows if row.get("verdict") is not None]
         for verdict in sorted(set(verdicts)):
             metrics[f"verdict/{verdict}"] = verdicts.count(verdict) / len(verdicts)
+        metrics |= environment_metrics(self._latest_rows)
         self.records.rollout(self.state.rollouts, self._latest_rows)
 
     def _rows(self, samples: Samples, texts: list[str], rewards: RewardBatch) -> list[dict[str, Any]]:

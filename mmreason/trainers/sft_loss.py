@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmreason.losses.lm import token_logps
-from mmreason.rollout.scoring import _base_forward
+from mmreason.models.packed_attention import base_model
 from mmreason.trainers.distributed import DataParallel
 
 
@@ -68,7 +68,7 @@ def _logits(model: Any, inputs: dict[str, Any], columns: Tensor, with_aux: bool)
     if with_aux:
         inputs["output_router_logits"] = True
     columns = columns + _virtual_tokens(model)
-    keeps = "logits_to_keep" in inspect.signature(_base_forward(model)).parameters
+    keeps = "logits_to_keep" in inspect.signature(type(base_model(model)).forward).parameters
     if keeps:
         inputs["logits_to_keep"] = columns
     out = model(**inputs, use_cache=False)

@@ -10,12 +10,12 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -51,6 +51,51 @@ class RunState:
     def global_step(self) -> int:
         """The name under which reward functions written for TRL read the step from `trainer_state`."""
         return self.step
+
+
+class Stateful(Protocol):
+    """A part of a run that remembers more than `RunState` does, the same on all processes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+
+
+PARTS = "parts.json"
+"""In a checkpoint: the states of a run's parts."""
+
+
+def write_parts(folder: Path, parts: Mapping[str, Stateful]) -> None:
+    """Into a checkpoint, where there are any."""
+    if parts:
+        write_json(folder / PARTS, {name: part.state_dict() for name, part in parts.items()})
+
+
+def read_parts(folder: Path, parts: Mapping[str, Stateful]) -> None:
+    """Put the parts back where `write_parts` found them. Raises CheckpointError naming the file."""
+    if not parts:
+        return
+    try:
+        found = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        for name, part in parts.items():
+            part.load_state_dict(found[name])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / PARTS}: the state of a part of this run can't be read ({error!r}); name another checkpoint "
+            "with --resume"
+        ) from error
+
+
+ALARMS = "alarms.json"
+"""In a checkpoint that was written while guards were in alarm: their names, and the step since when."""
+
+
+def write_alarms(folder: Path, alarms: Mapping[str, int]) -> None:
+    """Into a checkpoint, where there are any."""
+    if alarms:
+        write_json(folder / ALARMS, dict(alarms))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,7 +168,8 @@ class Checkpoints:
     """`checkpoint-<step>` folders in an output folder.
 
     Written next to their final name and renamed when every process is done, so a killed or full-disk save leaves the
-    earlier ones untouched. `limit` newest are kept.
+    earlier ones untouched. `limit` newest are kept, and where all of these were written in an alarm, also the newest
+    one that was not.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str], parallel: DataParallel, limit: int | None):
@@ -137,6 +183,10 @@ class Checkpoints:
     def latest(self) -> Path | None:
         found = self.all()
         return found[-1] if found else None
+
+    def latest_good(self) -> Path | None:
+        """The newest that was written while no guard was in alarm."""
+        return next((path for path in reversed(self.all()) if not (path / ALARMS).is_file()), None)
 
     def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
         """Let `write(folder)` fill a new checkpoint on every process, then publish it.
@@ -200,8 +250,10 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         if self.limit is not None:
+            good = self.latest_good()
             for old in self.all()[: -max(self.limit, 1)]:
-                shutil.rmtree(old, ignore_errors=True)
+                if old != good:
+                    shutil.rmtree(old, ignore_errors=True)
 
     @staticmethod
     def read_state(checkpoint: Path) -> RunState:
@@ -241,11 +293,11 @@ def open_output_dir(
         ) from error
     record = folder / "run.json"
     if overwrite:
-        written = ("rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer")
+        written = ("rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer", "reference", "online")
         folders = [folder / name for name in written]
         for path in [*folder.glob("checkpoint-*"), *folders]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("run.json", "metrics.jsonl", "evaluation.json", "report.html"):
+        for name in ("run.json", "metrics.jsonl", "guards.jsonl", "evaluation.json", "report.html"):
             (folder / name).unlink(missing_ok=True)
     if record.is_file():
         before = _identity(record)

@@ -176,7 +176,8 @@ def expected_files(words: list[str], folder: Path) -> Iterator[Path]:
         script = next(i for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py"))
         out = folder / recipe_options(words[script], words[script + 1 :])["output_dir"]
         files = ["config.yaml", "run.json", "metrics.jsonl", "report.html", "checkpoint-2"]
-        files += ["evaluation.json", "evaluations"] if "pretrain" not in words[script] else []
+        files += ["evaluation.json"] if "pretrain" not in words[script] else []
+        files += ["evaluations"] if not any(name in words[script] for name in ("pretrain", "reward_model")) else []
         files += ["rollouts/rollout-000002.parquet"] if "grpo" in words[script] else ["final"]
         yield from (out / file for file in files)
 
@@ -200,8 +201,8 @@ def test_going_on_finds_the_run_finished(
 
 
 def recipe_of(page: Path) -> str:
-    if page.stem == "pretrain":
-        return "recipes/pretrain.py"
+    if page.stem in ("pretrain", "reft", "reward_model", "preference"):
+        return f"recipes/{page.stem}.py"
     return "recipes/sft.py" if page.stem in ("sft", "mixtures", "masks") else "recipes/grpo_math.py"
 
 
@@ -317,7 +318,8 @@ def test_settings_in_the_text_are_read(tmp_path: Path) -> None:
             continue
         if page.startswith("docs/build") and match[1] in builder_options():
             continue
-        recipe = next((r for r in ("grpo_math.py", "sft.py", "pretrain.py") if match[1] in options[r]), None)
+        names = ("grpo_math.py", "sft.py", "pretrain.py", "ppo.py", "reft.py", "reward_model.py", "preference.py")
+        recipe = next((r for r in names if match[1] in options[r]), None)
         assert recipe is not None, f"{page}: `{span}` is an option of no recipe"
         (tmp_path / "span.yaml").write_text(span, encoding="utf-8")
         recipe_options(f"recipes/{recipe}", ["--config", str(tmp_path / "span.yaml")])
@@ -330,13 +332,24 @@ OTHER_NAMES = """
     get_peft_model get_training_chat_template
     reasoning_content held_out warm_start word_problems unseen_templates bare_share no_repeat_ngram_size
     solution_type frac_reward_zero_std code_failure to_json from_pretrained boxed_is_right bad_gold mean_token_accuracy
+    grad_norm reward_std in_a_row
+    entropy_coef sync_ref_model
 """
 
 
 def names_in_code() -> set[str]:
     """What the packages define that the pages about them speak of: functions, parameters, fields, literal words."""
     package, found = ROOT / "mmreason", set()
-    for folder in ("tools", "clients", "prompting", "data", "models", "_adapters.py", "../data_builders"):
+    modules = (
+        "objective_arguments",
+        "selection",
+        "value_tracker",
+        "reward_arguments",
+        "reward_metrics",
+        "preference_arguments",
+    )
+    options = tuple(f"trainers/{name}.py" for name in modules)
+    for folder in (*options, "tools", "clients", "prompting", "data", "models", "_adapters.py", "../data_builders"):
         for path in [package / folder] if folder.endswith(".py") else (package / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

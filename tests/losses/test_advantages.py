@@ -12,7 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmreason.losses.advantages import RewardAggregation, ScaleRewards, group_advantages
+from mmreason.losses.advantages import (
+    RewardAggregation,
+    ScaleRewards,
+    centred_in_group,
+    group_advantages,
+    leave_one_out,
+    normalized,
+    penalized_returns,
+    total_rewards,
+    without_signal,
+)
 
 NAN = float("nan")
 EPS = 1e-4
@@ -135,6 +145,64 @@ def test_bad_arguments() -> None:
         group_advantages(rewards, torch.ones(1), 3, scale_rewards="std")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="average"):
         group_advantages(rewards, torch.ones(1), 3, aggregation="average")  # type: ignore[arg-type]
+
+
+# -------------------- the other estimators
+
+
+@settings(max_examples=150, deadline=None)
+@given(rewards=st.lists(st.lists(reward, min_size=3, max_size=3), min_size=1, max_size=5))
+def test_leave_one_out_equals_a_loop(rewards: list[list[float]]) -> None:
+    flat = [value for row in rewards for value in row]
+    found = leave_one_out(torch.tensor(flat, dtype=torch.float64), 3)
+    for i, value in enumerate(flat):
+        others = [flat[j] for j in range(i // 3 * 3, i // 3 * 3 + 3) if j != i and not math.isnan(flat[j])]
+        if math.isnan(value) or not others:
+            assert math.isnan(found[i].item())
+        else:
+            assert found[i].item() == pytest.approx(value - sum(others) / len(others), abs=1e-9)
+
+
+def test_leave_one_out_is_the_group_mean_scaled() -> None:
+    """r_i - mean of the others = G / (G - 1) (r_i - mean of all): RLOO and unscaled GRPO differ by a constant."""
+    rewards = torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0, 0.0, 2.0, 7.0], dtype=torch.float64)
+    plain = group_advantages(rewards[:, None], torch.ones(1), 4, scale_rewards="none").advantages
+    torch.testing.assert_close(leave_one_out(rewards, 4), plain * 4 / 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(reward, min_size=1, max_size=12))
+def test_normalized_equals_a_loop(values: list[float]) -> None:
+    mean, std = mean_std(values)
+    found = normalized(torch.tensor(values, dtype=torch.float64))
+    expected = [0.0 if math.isnan(v) else (v - mean) / (std + EPS) for v in values]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=1e-7)
+
+
+def test_centred_in_group_and_signal() -> None:
+    rewards = torch.tensor([1.0, 3.0, NAN, 5.0, 5.0, 5.0])
+    torch.testing.assert_close(
+        centred_in_group(rewards, 3), torch.tensor([-1.0, 1.0, NAN, 0.0, 0.0, 0.0]), equal_nan=True
+    )
+    assert without_signal(rewards, 3).tolist() == [False, True]
+    assert without_signal(torch.tensor([NAN, NAN, 4.0, 1.0, 1.0, NAN]), 3).tolist() == [True, True]
+    table = torch.tensor([[1.0, 2.0], [NAN, 3.0], [NAN, NAN]])
+    torch.testing.assert_close(
+        total_rewards(table, torch.tensor([1.0, 0.5])), torch.tensor([2.0, 1.5, NAN]), equal_nan=True
+    )
+
+
+def test_penalized_returns_equal_a_double_loop() -> None:
+    generator = torch.Generator().manual_seed(3)
+    kl = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    rewards = torch.randn(4, generator=generator, dtype=torch.float64)
+    mask = (torch.arange(6) < torch.tensor([6, 3, 0, 5])[:, None]).double()
+    mask[3, 2] = 0  # an environment's token is stepped over
+    found = penalized_returns(rewards, kl, mask, 0.3)
+    for i, t in itertools.product(range(4), range(6)):
+        left = sum(0.3 * kl[i, u].item() for u in range(t, 6) if mask[i, u])
+        expected = rewards[i].item() - left if mask[i, t] else 0.0
+        assert found[i, t].item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,9 @@ def header(path: Path) -> tuple[list[str], int]:
 
 
 def test_the_set_of_configs() -> None:
-    names = ["cpu", "demo-vision", "embedded", "qwen2.5-0.5b", "qwen2.5-1.5b-lora", "qwen2.5-7b-zero3-multinode"]
-    assert [path.stem for path in CONFIGS] == [*names, "qwen2.5-vl-3b-geometry", "r1-zero-1.5b", "shapes"]
+    names = ["cpu", "dapo-1.5b", "demo-vision", "embedded", "gspo-1.5b", "qwen2.5-0.5b", "qwen2.5-1.5b-lora"]
+    names += ["qwen2.5-7b-zero3-multinode", "qwen2.5-vl-3b-geometry", "r1-zero-1.5b", "shapes"]
+    assert [path.stem for path in CONFIGS] == names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -93,6 +93,7 @@ def test_tensors_of_one_number() -> None:
         ([1, 2, 3, float("-inf")], "row row3: not finite", "row3"),
         ([[1], 2, 3, 4], "row row0: no number", "row0"),
         ([1, 2, 3, 10**400], "row row3: no number", "row3"),
+        ([1, 1e39, 3, 4], "returned 1e\\+39 for row row1: too large for float32", "row1"),
     ],
 )
 def test_what_is_no_reward_is_named(value: Any, message: str, row: str | None) -> None:

@@ -287,3 +287,37 @@ def test_a_placeholder_is_never_sampled(eager: VLM, greedy: bool) -> None:
         # The bias is large against float32's precision of the log-sum-exp, but it is masked before that is taken.
         assert (scored[i, : len(recorded)] - recorded).abs().max() <= BOUND
         assert unmasked[i, : len(recorded)].max() < -1e3
+
+
+# ---- episodes
+
+
+def test_images_stay_with_their_row_through_all_turns(vlm: VLM) -> None:
+    """Each turn was sampled with the prompt's own pictures, and an observation can't bring a placeholder."""
+    from mmreason.rollout.environment import load_environment
+    from mmreason.rollout.multi_turn import EnvironmentSettings, MultiTurnEngine, continued_visual
+    from mmreason.types import DataError
+
+    ends = [*end_token_ids(vlm.model, vlm.processor.tokenizer), *range(60, 90)]  # many, so that turns do end
+    settings = EnvironmentSettings(load_environment({"name": "tests.rollout.worlds.InThread", "turns": 2}))
+    engine = MultiTurnEngine(vlm.engine(eos_token_ids=ends), settings, vlm.processor, end_token_ids=ends)
+    requests = [
+        Request(ids, 4, visual, {"id": str(i), "prompt": ask(ROWS[i][0], len(ROWS[i][1]))})
+        for i, (ids, visual) in enumerate(zip(vlm.prompts, vlm.visuals, strict=True))
+    ]
+    groups = engine.generate(requests, Sampling(80), seed=1)
+    assert sum(c.columns["environment_turns"] == 2 for group in groups for c in group) >= 2
+    with torch.no_grad():
+        for number in range(4):
+            drawn = [group[number] for group in groups]
+            scored = vlm.logps([c.token_ids for c in drawn]).tolist()
+            for values, completion in zip(scored, drawn, strict=True):
+                for value, logp, mine in zip(values, completion.logps, completion.sampled or [], strict=False):
+                    assert logp == (pytest.approx(value, abs=1e-4) if mine else 0.0)
+    visual = next(visual for visual in vlm.visuals if visual is not None)
+    more = continued_visual(visual, [7, 8])
+    assert more.ids == [*visual.ids, 7, 8] and more.engine_ids == [*visual.engine_ids, 7, 8]
+    assert more.images is visual.images and more.inputs.keys() == visual.inputs.keys()
+    placeholder = vlm.processor.image_token
+    with pytest.raises(DataError, match="stands for an image"):
+        engine.render([{"role": "user", "content": f"look {placeholder}"}])

@@ -69,6 +69,12 @@ def test_same_seed_same_completions(measured: Any) -> None:
 
 
 @pytest.mark.slow
+def test_drawing_in_a_thread_disturbs_nothing_and_is_repeatable(measured: Any) -> None:
+    found = measured("tied")["beside_other_work"]
+    assert found == dict.fromkeys(found, True), found
+
+
+@pytest.mark.slow
 def test_starting_the_engine_leaves_the_random_generators(measured: Any) -> None:
     assert measured("tied")["start_left_generators"]
 
@@ -174,3 +180,11 @@ def test_a_sleeping_engine_gets_its_weights_back_before_each_use(monkeypatch: py
     engine.sync()
     engine.sync()
     assert calls == [*once, *once, "wake weights", "load", "load"]
+
+
+@pytest.mark.slow
+def test_episodes_of_two_turns(measured: Any) -> None:
+    """The engine's log-probabilities of both turns are the trainer's, with an environment's tokens between them."""
+    episodes = measured("tied")["episodes"]
+    assert episodes["two_turns"] > 0 and episodes["others"] > 0, "no episode got to its second turn"
+    assert episodes["gap"] <= BOUND and episodes["same_seed"]

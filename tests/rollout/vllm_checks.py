@@ -10,6 +10,8 @@ import json
 import random
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,25 @@ class Checks:
             "left_generators": self.generators()[2] == calm,
         }
 
+    def beside_other_work(self) -> dict[str, bool]:
+        """With generators of the engine's own, in a thread, while this one draws from those of the process."""
+        engine, sampling = self.engine, replace(self.sampling, own_generators=True)
+        with ThreadPoolExecutor(1) as worker:
+            torch.manual_seed(5)
+            job = worker.submit(engine.generate, self.requests, sampling, 11)
+            drawn = torch.stack([torch.rand(4) for _ in range(50)])
+            first = job.result()
+        torch.manual_seed(5)
+        alone = torch.stack([torch.rand(4) for _ in range(50)])
+        again, other = engine.generate(self.requests, sampling, 11), engine.generate(self.requests, sampling, 12)
+        ids = [[[c.token_ids for c in group] for group in groups] for groups in (first, again, other)]
+        return {
+            "same_seed": ids[0] == ids[1],
+            "other_seed_differs": ids[0] != ids[2],
+            "samples_of_a_group_differ": len({tuple(i) for i in ids[0][0]}) > 1,
+            "disturbs_no_draw": torch.equal(drawn, alone),
+        }
+
     def one_request_per_prompt(self) -> dict[str, Any]:
         seen: list[Any] = []
         generate = self.engine.llm.generate
@@ -201,6 +222,40 @@ class Checks:
         self.engine.sync()
         return found
 
+    def episodes(self) -> dict[str, Any]:
+        """Two turns with an environment's between them: the second is sampled behind the tokens that are scored."""
+        from mmreason.models.tiny import tiny_tokenizer
+        from mmreason.rollout.environment import load_environment
+        from mmreason.rollout.multi_turn import EnvironmentSettings, MultiTurnEngine
+        from mmreason.rollout.scoring import completion_logps
+        from mmreason.rollout.types import Request, Sampling
+
+        tokenizer = tiny_tokenizer()
+        factory = load_environment({"name": "tests.rollout.worlds.InThread", "turns": 2})
+        ends = [*self.engine.eos_token_ids, tokenizer.eos_token_id]
+        engine = MultiTurnEngine(self.engine, EnvironmentSettings(factory), tokenizer, end_token_ids=ends)
+        example = {"id": "r", "prompt": [{"role": "user", "content": "?"}]}
+        requests = [Request(prompt, 8, example=example) for prompt in PROMPTS if len(prompt) < 9]
+        sampling = Sampling(max_tokens=50, temperature=TEMPERATURE)
+        groups = engine.generate(requests, sampling, 2)
+        again = engine.generate(requests, sampling, 2)
+        flat = [(request.prompt_ids, c) for request, group in zip(requests, groups, strict=True) for c in group]
+        with torch.no_grad():
+            scored, _ = completion_logps(
+                self.model,
+                [prompt for prompt, _ in flat],
+                [c.token_ids for _, c in flat],
+                temperature=TEMPERATURE,
+                banned_token_ids=BANNED,
+            )
+        gaps, others = [0.0], 0
+        for row, (_, completion) in zip(scored.tolist(), flat, strict=True):
+            for value, logp, mine in zip(row, completion.logps, completion.sampled or [], strict=False):
+                others += not mine
+                gaps += [abs(value - logp)] if mine else []
+        turns = Counter(c.columns["environment_turns"] for _, c in flat)
+        return {"gap": max(gaps), "others": others, "two_turns": turns[2], "same_seed": groups == again}
+
     def greedy_is_the_argmax(self) -> bool:
         """Also proof that top_k, repetition_penalty and min_new_tokens of the checkpoint's defaults play no part."""
         groups = self.engine.generate(self.singles, self.greedy, 0)
@@ -223,9 +278,11 @@ def main(case: str, folder: Path) -> None:
         found |= {
             "without_head_repacking": checks.without_head_repacking(),
             "repeatability": checks.repeatability(),
+            "beside_other_work": checks.beside_other_work(),
             "one_request_per_prompt": checks.one_request_per_prompt(),
             "ends": checks.ends(),
             "banned": checks.banned(),
+            "episodes": checks.episodes(),
             "greedy_is_the_argmax": checks.greedy_is_the_argmax(),
         }
     checks.engine.close()

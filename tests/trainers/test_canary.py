@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import mmreason.rollout.scoring as scoring
+import mmreason.rollout.shared as shared
 from mmreason.trainers.arguments import DataArguments, PolicyConfig
 from mmreason.trainers.canary import CanaryError
 from mmreason.trainers.problems import check_problems
@@ -62,7 +62,7 @@ def test_held_out_problems_are_shown_if_they_have_pictures(checkpoint: str, tmp_
 
 def test_lost_pictures_stop_the_run_at_once(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(checkpoint, tmp_path, problems(8), **CHECKED)
-    collate = scoring.collate_visual
+    collate = shared.flat_visual
 
     def dropping(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return {
@@ -70,7 +70,7 @@ def test_lost_pictures_stop_the_run_at_once(checkpoint: str, tmp_path: Path, mon
             for name, value in collate(*args, **kwargs).items()
         }
 
-    monkeypatch.setattr(scoring, "collate_visual", dropping)
+    monkeypatch.setattr(shared, "flat_visual", dropping)  # what scoring reads pictures through; the engine doesn't
     with pytest.raises(CanaryError, match=r"canary at step 0:[\s\S]*FAIL  training: images don't reach the model"):
         trainer.train()
     assert trainer.state.step == 0 and not list(tmp_path.glob("checkpoint-*"))

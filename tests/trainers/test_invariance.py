@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmreason.rollout.types import Request
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples
-from mmreason.trainers.policy import PolicyTrainer, PromptOrder
-from mmreason.trainers.state import RunState
+from mmreason.trainers.policy import PolicyTrainer
+from mmreason.trainers.prompt_order import PromptOrder, PromptStream
 from tests.trainers.trl_parity import ROWS, G, make_model, make_rows
 
 BOUND = 1e-6
@@ -34,7 +35,7 @@ def make_samples(rows: list[dict[str, Any]], masked: bool) -> Samples:
     # As mask_truncated_completions does it: one row of each group is left out, and one micro-batch has no row at all.
     cut = [masked and (i % G == 1 or i in (2, 3)) for i in range(len(rows))]
     return Samples(
-        rows=[0] * len(rows),
+        rows=[i // G for i in range(len(rows))],
         prompt_ids=[row["prompt"] for row in rows],
         completion_ids=completions,
         sampling_logps=[[0.0] * len(ids) for ids in completions],
@@ -71,7 +72,7 @@ def make_trainer(out: Path, micro: int, accumulation: int, case: dict[str, Any],
 
 def take_steps(trainer: Any, samples: Samples, steps: int) -> list[tuple[float, Gradients]]:
     """(loss, gradient) of each of `steps` optimizer steps on one rollout."""
-    trainer._score_fixed(samples)
+    trainer.scorer.score_fixed(samples)
     if samples.old_logps:
         noise = torch.Generator().manual_seed(5)
         samples.old_logps = [
@@ -171,12 +172,12 @@ def test_requests_cover_every_slot_once(data: st.DataObject) -> None:
         trainer = SimpleNamespace(
             args=PolicyConfig(per_device_train_batch_size=micro, steps_per_generation=steps, num_generations=group),
             parallel=SimpleNamespace(rank=rank, size=world),
-            state=RunState(rollouts=rollout),
-            order=PromptOrder(rows, seed=3, shuffle=True),
-            prompt_ids=prompts,
-            visuals=None,
+            prompts=PromptStream(PromptOrder(rows, seed=3, shuffle=True)),
+            _request=lambda row, n: Request(prompts[row], n),
         )
-        requests, mine = PolicyTrainer._next_requests(trainer)  # type: ignore[arg-type]
+        trainer.prompts.drawn = rollout * (total // group)
+        asked = PolicyTrainer._ask(trainer, total // group)  # type: ignore[arg-type]
+        requests, mine = asked.requests, asked.mine
         assert sum(request.n for request in requests) == len(mine) == micro * steps
         assert all(1 <= request.n <= group for request in requests)
         # One request per group: the engine reads a prompt once.

@@ -138,7 +138,7 @@ def test_pictures_are_what_is_learned_from(checkpoint: Callable[[str], str], tmp
         trainer = make(checkpoint("qwen2_5_vl"), tmp_path / str(seed), rows, num_iterations=2)
         samples = trainer._rollout({})
         samples.completion_ids = [[65 + i, 66, 67] for i in range(len(samples))]
-        found.append(trainer._score_all(trainer.policy, samples))
+        found.append(trainer.scorer.score_all(trainer.policy, samples))
     assert found[0] != found[1]
     gaps = [abs(a - b) for left, right in zip(*found, strict=True) for a, b in zip(left, right, strict=True)]
     assert max(gaps) > 0.05
@@ -176,7 +176,7 @@ def test_text_rows_are_computed_as_without_pictures(checkpoint: Callable[[str], 
     losses = []
     for name, dataset in (("with", rows), ("without", rows.remove_columns("images"))):
         trainer = make(checkpoint("qwen3_vl"), tmp_path / name, dataset, max_steps=2)
-        trainer.reward_funcs = [lambda completions, **_: [float(len(turn[0]["content"]) % 3) for turn in completions]]
+        trainer.rewarder.funcs = [lambda completions, **_: [float(len(turn[0]["content"]) % 3) for turn in completions]]
         trainer.train()
         losses.append([(line["loss"], line["grad_norm"]) for line in lines(tmp_path / name)])
     assert losses[0] == losses[1]

@@ -10,24 +10,33 @@ from pathlib import Path
 import pytest
 
 from mmreason.losses.policy import LOSS_TYPES
-from tests.trainers.trl_parity import CASES, compare
+from tests.trainers.trl_parity import CASES, MORE, compare
 
 BOUND = 1e-6
+AVERAGES = ("grpo", "dr_grpo", "dapo", "bnpo")
+PAIRS = [(name, loss_type) for name in CASES for loss_type in AVERAGES]
+PAIRS += [(name, loss_type) for name, (_, losses) in MORE.items() for loss_type in losses]
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("name", CASES)
+def test_every_loss_is_compared() -> None:
+    assert {loss_type for _, loss_type in PAIRS} == set(LOSS_TYPES)
+
+
+@pytest.mark.parametrize(("name", "loss_type"), PAIRS)
 def test_loss_and_gradient_equal_trl(name: str, loss_type: str, tmp_path: Path) -> None:
     found = compare(name, loss_type, 2, tmp_path)
     assert found["scale"] > 1e-3, "the gradient vanishes: this would prove nothing"
-    assert found["loss"] <= BOUND and found["gradient"] <= BOUND, found
+    # Their terms are log-probabilities, some nats each, where those of the others are ratios near 1.
+    terms = 5 if loss_type in ("cispo", "vespo") else 1
+    assert found["loss"] <= terms * BOUND and found["gradient"] <= BOUND, found
     assert found.get("reference", 0.0) <= BOUND, found
 
 
 @pytest.mark.slow
 def test_two_processes_equal_trl(tmp_path: Path, repo_root: Path) -> None:
     names = ["on_policy", "reference_off_policy", "lora_reference_off_policy"]
-    cases = [f"{name}/{loss_type}/2" for name in names for loss_type in LOSS_TYPES]
+    cases = [f"{name}/{loss_type}/2" for name in names for loss_type in AVERAGES]
+    cases += ["gspo/luspo/2", "cispo/cispo/2", "vespo/vespo/2", "top_entropy/dapo/2"]
     config = repo_root / "recipes" / "accelerate" / "cpu_ddp2.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command = [*launch, "--module", "tests.trainers.trl_parity", str(tmp_path), *cases]
@@ -37,4 +46,4 @@ def test_two_processes_equal_trl(tmp_path: Path, repo_root: Path) -> None:
         found = json.loads((tmp_path / f"result-{rank}.json").read_text())
         assert len(found) == len(cases)
         for case, values in found.items():
-            assert values["loss"] <= BOUND and values["gradient"] <= BOUND, (rank, case, values)
+            assert values["loss"] <= 5 * BOUND and values["gradient"] <= BOUND, (rank, case, values)

@@ -96,7 +96,7 @@ def our_step(path: str, out: Path) -> tuple[float, dict[str, torch.Tensor]]:
         model, args, reward_funcs=[], train_dataset=rows, prompt_ids=prompt_ids, tokenizer=processor,
         accelerator=build_accelerator(args),
     )  # fmt: skip
-    trainer.banned_token_ids = []  # TRL bans placeholders while sampling, but doesn't mask them while scoring
+    trainer.scorer.banned_token_ids = []  # TRL bans placeholders while sampling, but doesn't mask them while scoring
     numbers = [row for row in range(len(PROMPTS)) for _ in range(G)]
     samples = Samples(
         rows=numbers,

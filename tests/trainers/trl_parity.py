@@ -24,6 +24,27 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_reference_off_policy": {"peft": True, "beta": 0.04, "old": True},
     "delta": {"old": True, "delta": 1.3},
 }
+# What belongs to some losses only, or changes all of them in the same way: (case, losses that it is tried with).
+GSPO = {"importance_sampling_level": "sequence"}
+MORE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "gspo": (GSPO | {"old": True, "epsilon": 3e-2, "epsilon_high": 4e-2}, ("grpo", "dapo", "bnpo", "luspo")),
+    "gspo_reference": (GSPO | {"old": True, "beta": 0.04}, ("grpo", "luspo")),
+    "cispo": ({"old": True, "epsilon_high": 1.1}, ("cispo",)),
+    "cispo_reference": ({"beta": 0.04, "epsilon_high": 5.0}, ("cispo",)),
+    "sapo": ({"old": True, "sapo_temperature_neg": 1.4}, ("sapo",)),
+    "vespo": ({"old": True, "vespo_k_pos": 1.5}, ("vespo",)),
+    "vespo_on_policy": ({"beta": 0.04}, ("vespo",)),
+    "off_policy_mask": ({"old": True, "off_policy_mask_threshold": 0.02}, ("dapo", "grpo")),
+    "top_entropy": ({"top_entropy_quantile": 0.3}, ("dapo", "grpo")),
+    "top_entropy_off_policy": ({"old": True, "beta": 0.04, "top_entropy_quantile": 0.2}, ("dapo",)),
+    "tools": ({"old": True, "beta": 0.04, "tools": True}, ("grpo", "dapo", "dr_grpo", "bnpo")),
+}
+NOT_OPTIONS = ("old", "peft", "tools")
+
+
+def options(case: dict[str, Any]) -> dict[str, Any]:
+    """What both configurations get."""
+    return {name: value for name, value in case.items() if name not in NOT_OPTIONS}
 
 
 def make_rows(seed: int, vocab: int) -> list[dict[str, Any]]:
@@ -36,6 +57,11 @@ def make_rows(seed: int, vocab: int) -> list[dict[str, Any]]:
             completion = [rng.randrange(vocab) for _ in range(rng.randint(1, 16))]
             rows.append({"prompt": prompt, "completion": completion, "advantage": rng.uniform(-2, 2)})
     return rows
+
+
+def tool_masks(rows: list[dict[str, Any]]) -> list[list[int]]:
+    """0 on the tokens that a tool wrote, 1 on the policy's: every third token, and at times all."""
+    return [[int((i + place) % 3 > 0) for place in range(len(r["completion"]))] for i, r in enumerate(rows)]
 
 
 def make_model(peft: bool, seed: int) -> Any:
@@ -73,10 +99,9 @@ def trl_step(case: dict[str, Any], loss_type: str, rows: list[dict[str, Any]], a
 
     micro = len(rows) // accumulation
     config = GRPOConfig(
-        output_dir=str(out), loss_type=loss_type, beta=case.get("beta", 0.0), temperature=TEMPERATURE,
-        epsilon_high=case.get("epsilon_high"), delta=case.get("delta"), num_generations=G, max_completion_length=16,
+        output_dir=str(out), loss_type=loss_type, temperature=TEMPERATURE, num_generations=G, max_completion_length=16,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, use_cpu=True, bf16=False,
-        gradient_checkpointing=False, report_to=[],
+        gradient_checkpointing=False, report_to=[], **options(case),
     )  # fmt: skip
     model = make_model(case.get("peft", False), seed=1)
     reference = out.parent / "reference"
@@ -104,6 +129,9 @@ def trl_step(case: dict[str, Any], loss_type: str, rows: list[dict[str, Any]], a
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     tokens = inputs["completion_mask"].sum()
+    if case.get("tools"):
+        inputs["tool_mask"] = _pad(tool_masks(rows), 1, False, torch.long)
+        tokens = (inputs["completion_mask"] * inputs["tool_mask"]).sum()
 
     def logps(which: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -147,11 +175,10 @@ def our_step(
     from mmreason.trainers.policy import PolicyTrainer
 
     args = PolicyConfig(
-        output_dir=str(out), loss_type=loss_type, beta=case.get("beta", 0.0), temperature=TEMPERATURE,
-        epsilon_high=case.get("epsilon_high"), delta=case.get("delta"), num_generations=G, max_completion_length=16,
+        output_dir=str(out), loss_type=loss_type, temperature=TEMPERATURE, num_generations=G, max_completion_length=16,
         per_device_train_batch_size=len(rows) // accumulation, gradient_accumulation_steps=accumulation, use_cpu=True,
         gradient_checkpointing=False, optim="sgd", learning_rate=0.0, max_grad_norm=0.0,
-        num_iterations=2 if case.get("old") else 1,
+        num_iterations=2 if case.get("old") else 1, **options(case),
     )  # fmt: skip
     accelerator = build_accelerator(args)
     trainer = PolicyTrainer(
@@ -166,7 +193,7 @@ def our_step(
     )
     completions = [r["completion"] for r in rows]
     samples = Samples(
-        rows=[0] * len(rows),
+        rows=[i // G for i in range(len(rows))],
         prompt_ids=[r["prompt"] for r in rows],
         completion_ids=completions,
         sampling_logps=[[0.0] * len(c) for c in completions],
@@ -174,7 +201,9 @@ def our_step(
         in_loss=[True] * len(rows),
         advantages=[r["advantage"] for r in rows],
     )
-    trainer._score_fixed(samples)
+    if case.get("tools"):
+        samples.sampled = [[bool(mine) for mine in row] for row in tool_masks(rows)]
+    trainer.scorer.score_fixed(samples)
     if old is not None:
         samples.old_logps = unpad(old, completions)
     kept: dict[str, torch.Tensor] = {}
@@ -194,7 +223,7 @@ def compare(name: str, loss_type: str, accumulation: int, out: Path) -> dict[str
     from mmreason.models.tiny import tiny_tokenizer
 
     state = PartialState(cpu=True)
-    case = CASES[name]
+    case = CASES[name] if name in CASES else MORE[name][0]
     if state.is_main_process:
         make_model(False, seed=2).save_pretrained(out / "reference")
     state.wait_for_everyone()
@@ -211,8 +240,10 @@ def compare(name: str, loss_type: str, accumulation: int, out: Path) -> dict[str
         "scale": scale,
     }
     if reference is not None:
+        used = samples.sampled_mask(reference.device)  # ours are 0 where the policy sampled nothing
         result["reference"] = max(
-            (reference[i, : len(row)] - torch.tensor(row)).abs().max().item() for i, row in enumerate(samples.ref_logps)
+            ((reference[i, : len(row)] - torch.tensor(row)) * used[i, : len(row)]).abs().max().item()
+            for i, row in enumerate(samples.ref_logps)
         )
     return result
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mmreason.data.formats.common import Format, Row, RowError, shorten, user_message
 from mmreason.data.formats.conversations import check_messages, read_json, tool_schemas
+from mmreason.data.formats.trl import checked_steps
 from mmreason.types import Example
 
 
@@ -33,6 +34,8 @@ def parse(row: Row, index: int) -> Example:
     for name, kind in (("text", str), ("label", bool)):
         if isinstance(row.get(name), kind):
             example[name] = row[name]  # type: ignore[literal-required]
+    if row.get("completions") is not None:
+        example["completions"], example["labels"] = checked_steps(row)
     answer = row.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise RowError("bad_gold", f"'answer' is {shorten(answer)}, not a text")

@@ -159,6 +159,15 @@ def detect_stepwise(columns: frozenset[str], rows: Sequence[Row]) -> bool:
 def parse_stepwise(row: Row, index: int) -> Example:
     """Completion: the steps, a line break between them. ``meta.steps``, ``meta.step_labels``: them and their labels."""
     prompt = _messages(row, "prompt", "user", "missing_prompt")
+    steps, labels = checked_steps(row)
+    example = _finished(row, {"prompt": prompt, "completion": [{"role": "assistant", "content": "\n".join(steps)}]})
+    example |= {"completions": steps, "labels": labels}
+    example["meta"] |= {"steps": steps, "step_labels": labels}
+    return example
+
+
+def checked_steps(row: Row) -> tuple[list[str], list[bool]]:
+    """The cells ``completions`` and ``labels``: steps that say something, and as many labels. Raises: RowError."""
     steps, labels = row.get("completions"), row.get("labels")
     if not isinstance(steps, list) or not steps:
         raise RowError("missing_completion", f"'completions' is {shorten(steps)}")
@@ -170,9 +179,7 @@ def parse_stepwise(row: Row, index: int) -> Example:
         or not all(isinstance(label, bool) for label in labels)
     ):
         raise RowError("bad_label", f"{len(steps)} steps, 'labels' is {shorten(labels)}")
-    example = _finished(row, {"prompt": prompt, "completion": [{"role": "assistant", "content": "\n".join(steps)}]})
-    example["meta"] |= {"steps": steps, "step_labels": labels}
-    return example
+    return steps, labels
 
 
 def detect_prompt(columns: frozenset[str], rows: Sequence[Row]) -> bool:

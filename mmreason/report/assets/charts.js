@@ -85,7 +85,8 @@ function nearest(xs, ys, target) {
 }
 
 class LineChart {
-  // spec: title, key (name in metrics.jsonl, optional), kind ("number" | "share" | "positive"), missing (texts), wide
+  // spec: title, key (name in metrics.jsonl, optional), kind ("number" | "share" | "positive"), missing (texts), wide,
+  // guard: { name, xs, alarm, low, high } or null
   // series: { label, run (index), colour, xs, ys, low?, high?, marks? } with null for gaps
   constructor(spec) {
     this.spec = spec;
@@ -142,10 +143,30 @@ class LineChart {
       ),
     );
     root.append(...stepAxis(first, final, this.x, left, width, height));
+    if (this.spec.guard) root.append(...this.guarded([low, high], [first, final], height));
     for (const one of shown) root.append(this.curve(one));
     this.overlay = s("g", {});
     root.append(this.overlay);
     replace(this.plot, root);
+  }
+
+  // Steps in alarm as bands, and the bounds as far as they lie within the chart.
+  guarded([low, high], [first, final], height) {
+    const { xs, alarm, ...bounds } = this.spec.guard;
+    const nodes = [];
+    for (let i = 0; i < xs.length; i++) {
+      if (!(alarm[i] > 0)) continue;
+      const begin = i;
+      while (alarm[i + 1] > 0) i++;
+      const from = this.x(Math.max(first, xs[begin] - 0.5)),
+        to = this.x(Math.min(final, xs[i] + 0.5));
+      nodes.push(s("rect", { class: "alarm", x: from, y: 8, width: Math.max(2, to - from), height: height - 30 }));
+    }
+    for (const side of ["low", "high"]) {
+      const inside = bounds[side].map((v) => (isNumber(v) && v >= low && v <= high ? v : null));
+      if (inside.some(isNumber)) nodes.push(s("path", { class: "bound", d: linePath(xs, inside, this.x, this.y) }));
+    }
+    return nodes;
   }
 
   range(shown) {
@@ -217,6 +238,9 @@ class LineChart {
             .map((one) => h("span", {}, h("span", { class: `key line ${one.colour}` }), one.label))
         : null,
       (this.spec.missing ?? []).map((name) => h("span", {}, `${name}: not recorded`)),
+      this.spec.guard?.alarm.some((value) => value > 0)
+        ? h("span", {}, h("span", { class: "key alarmed" }), `guard ${this.spec.guard.name} in alarm`)
+        : null,
     );
     const told = shown.map((one) => {
       const known = one.ys.filter(isNumber);

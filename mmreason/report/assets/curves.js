@@ -109,7 +109,19 @@ const CATALOGUE = [
     ],
   ],
 ];
-const ELSEWHERE = [/^verdict\//, /^eval\/.+\/(greedy|mean_length)$/, /^epoch$/]; // pictures of their own, or no news
+// Pictures of their own, drawn into other charts, or no news.
+const ELSEWHERE = [/^verdict\//, /^eval\/.+\/(greedy|mean_length)$/, /^guards\//, /^epoch$/];
+// What a guard watches → its name. Its bounds and alarms are drawn into that metric's chart.
+const GUARDED = {
+  grad_norm: "non_finite",
+  kl: "kl",
+  entropy: "entropy",
+  reward: "reward",
+  "completions/mean_length": "length",
+  "completions/clipped_ratio": "clipped",
+  frac_reward_zero_std: "signal",
+  "sampling/importance_sampling_ratio/mean": "sampling",
+};
 
 function curvesSection() {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.series)))];
@@ -214,8 +226,35 @@ function chartsOf(spec, names, used) {
     const title = drawn.length > 1 ? `${spec.title}, ${group[0]}` : spec.title;
     const key = series.every((one) => one.name === series[0].name) ? series[0].name : undefined;
     const missing = compare ? runs.filter((_, r) => !series.some((one) => one.run === r)).map((run) => run.name) : [];
-    return new LineChart({ title, key, kind: spec.kind ?? "number", series, missing });
+    const guard = compare ? null : guardOf(runs[0], series);
+    return new LineChart({ title, key, kind: spec.kind ?? "number", series, missing, guard });
   });
+}
+
+function guardOf(run, series) {
+  const name = series.map((one) => GUARDED[one.name]).find((found) => found && run.series[`guards/${found}`]);
+  if (!name) return null;
+  const part = (side) => run.series[`guards/${name}${side}`] ?? [];
+  return { name, xs: run.steps, alarm: part(""), low: part("/low"), high: part("/high") };
+}
+
+// What guards said, in their own words.
+function guardsSection() {
+  const known = runs.filter((run) => run.events.length);
+  if (!known.length) return null;
+  return section(
+    "guards",
+    "Guards",
+    "What the run's guards saw. Steps in alarm are shaded in the curves, bounds are dashed.",
+    known.map((run) => [
+      compare ? h("h3", {}, run.name) : null,
+      h(
+        "ul",
+        { class: "events" },
+        run.events.map((event) => h("li", {}, h("b", {}, `step ${count(event.step)} `), event.message)),
+      ),
+    ]),
+  );
 }
 
 // Whether a reward function is the whole reward, so that one curve is enough.

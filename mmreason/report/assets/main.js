@@ -3,6 +3,7 @@
 const SECTIONS = [
   summarySection,
   curvesSection,
+  guardsSection,
   verdictSection,
   rewardSection,
   answersSection,

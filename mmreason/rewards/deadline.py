@@ -1,0 +1,112 @@
+"""A bound on the time that a reward function may take, and what that can't do.
+
+Python can't end a thread. A plain function that hangs is given up: its thread stays behind, and costs memory and,
+where it computes, time, until the function returns by itself or the run ends. A few such threads are put up with, more
+are not. A coroutine is cancelled where it waits, which ends it. Code that holds Python's lock for ever (a C extension
+that never lets go) stops everything, the clock here included; what may do that belongs into a process of its own, as
+mmreason.tools.sandbox and the `code` reward have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+MOST_GIVEN_UP = 3
+"""Hanging calls that are put up with at a time."""
+_GRACE_S = 5.0  # for the loop to say by itself which coroutines took too long
+
+_LOCK = threading.Lock()
+_LOOPS: list[asyncio.AbstractEventLoop] = []
+_given_up: list[threading.Thread] = []
+
+
+class HangsError(Exception):
+    """A call took longer than it may."""
+
+
+def hanging() -> int:
+    """Calls that were given up and still hang."""
+    with _LOCK:
+        _given_up[:] = [thread for thread in _given_up if thread.is_alive()]
+        return len(_given_up)
+
+
+def within(seconds: float | None, call: Callable[[], Any]) -> Any:
+    """What `call()` returns or raises; with a bound, in a thread of its own. Raises HangsError after `seconds`."""
+    if seconds is None:
+        return call()
+    outcome: list[tuple[Any, BaseException | None]] = []
+    device = _cuda_device()
+
+    def body() -> None:
+        try:
+            if device is not None:
+                sys.modules["torch"].cuda.set_device(device)  # a new thread begins on the first one
+            outcome.append((call(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=body, name="mmreason-reward", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        with _LOCK:
+            _given_up.append(thread)
+        raise HangsError(f"no answer within reward_timeout={seconds:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _cuda_device() -> int | None:
+    torch = sys.modules.get("torch")
+    return torch.cuda.current_device() if torch is not None and torch.cuda.is_initialized() else None
+
+
+async def awaited(awaitable: Any, seconds: float | None) -> Any:
+    """The awaitable's value. Raises HangsError after `seconds`; by then it is cancelled."""
+    try:
+        return await asyncio.wait_for(awaitable, seconds)
+    except TimeoutError as error:
+        if seconds is None:
+            raise
+        raise HangsError(f"no answer within reward_timeout={seconds:g} s") from error
+
+
+def run_async(coroutine: Coroutine[Any, Any, Any], seconds: float | None = None) -> Any:
+    """Run a coroutine to its end from any thread, on one lasting event loop.
+
+    The loop lasts so that a reward's HTTP client may keep its connections from step to step, and it has a thread of
+    its own so that callers inside a running loop (notebooks) work too.
+
+    Args: seconds: that the coroutine keeps to by itself, see `awaited`. A loop in which something computes or sleeps
+        without `await` can't keep to it: then the loop is left behind with its thread, and HangsError raised.
+    """
+    with _LOCK:
+        if not _LOOPS:
+            fresh = asyncio.new_event_loop()
+            thread = threading.Thread(target=fresh.run_forever, name="mmreason-rewards", daemon=True)
+            thread.start()
+            _LOOPS.append(fresh)
+            _THREADS[fresh] = thread
+        loop = _LOOPS[0]
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result(None if seconds is None else seconds + _GRACE_S)
+    except TimeoutError as error:
+        if future.done():  # the coroutine's own
+            raise
+        with _LOCK:
+            if loop in _LOOPS:
+                _LOOPS.remove(loop)
+                _given_up.append(_THREADS.pop(loop))
+        loop.call_soon_threadsafe(loop.stop)
+        raise HangsError("a coroutine blocks its event loop: it waits without `await`") from error
+
+
+_THREADS: dict[asyncio.AbstractEventLoop, threading.Thread] = {}
