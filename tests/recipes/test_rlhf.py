@@ -22,10 +22,11 @@ from tests.recipes.killing import Moment, assert_killed_run_ends_alike, assert_s
 from tests.recipes.launch import ROOT, SMALL, metrics, small_example
 
 CONFIGS = sorted((ROOT / "recipes" / "configs" / "rlhf").glob("*.yaml"))
-SFT = "{max_steps: 2, per_device_train_batch_size: 8, save_steps: 1, max_completion_length: 6}"
+SFT = "{max_steps: 2, logging_steps: 1, per_device_train_batch_size: 8, save_steps: 1, max_completion_length: 6}"
 RM = (
     "{word_problems: {level: 1, n: 48, n_test: 16, n_unseen: 0}, dataset_test_split: test, eval_samples: 8, "
-    "max_steps: 3, per_device_train_batch_size: 8, save_steps: 1, max_length: 512, learning_rate: 1e-3}"
+    "max_steps: 3, logging_steps: 1, per_device_train_batch_size: 8, save_steps: 1, max_length: 512, "
+    "learning_rate: 1e-3}"
 )
 FLAGS = [
     *SMALL, "--num_generations", "1", "--per_device_train_batch_size", "8", "--num_iterations", "1", "--max_steps", "3",
