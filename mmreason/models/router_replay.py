@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -93,11 +95,13 @@ class RouterReplay:
             )
         self._calls[layer] = seen.calls
         assert self._recorded is not None
+        if layer == 0:  # what came before was a trial
+            self._recorded.clear()
         self._recorded.append(experts.detach().to(_small(experts)))
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Routes]:
-        """One forward pass without gradient. The list is filled once it is done."""
+        """A forward pass without gradient; of several the last. The list is filled once it is done."""
         routes: Routes = []
         self._recorded = routes
         try:
@@ -118,6 +122,22 @@ class RouterReplay:
             yield
         finally:
             self._replayed = None
+
+
+def save_routes(routes: Sequence[Routes], path: Path) -> None:
+    """Write the routes of several micro-batches."""
+    tensors = {f"{number}.{layer}": one for number, batch in enumerate(routes) for layer, one in enumerate(batch)}
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def load_routes(path: Path) -> list[Routes]:
+    """Read what `save_routes` wrote."""
+    tensors = load_file(path)
+    places = sorted(tuple(int(part) for part in name.split(".")) for name in tensors)
+    routes: list[Routes] = [[] for _ in range(1 + max((number for number, _ in places), default=-1))]
+    for number, layer in places:
+        routes[number].append(tensors[f"{number}.{layer}"])
+    return routes
 
 
 def _small(experts: Tensor) -> torch.dtype:

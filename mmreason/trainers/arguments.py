@@ -275,6 +275,12 @@ class PolicyConfig(ObjectiveOptions, TrainingOptions):
         "None: only a short trial before the first use.",
     )
 
+    router_replay: bool = _opt(
+        False,
+        "(ours) Mixtures of experts: all updates of a rollout take the experts that the policy chose when it was drawn "
+        "(arXiv 2507.18071). Needs several updates per rollout.",
+    )
+
     # optimizer
     learning_rate: float = _opt(1e-6, "Peak learning rate.")
 
@@ -341,6 +347,12 @@ class PolicyConfig(ObjectiveOptions, TrainingOptions):
             raise ConfigError(
                 f"steps_per_generation={self.steps_per_generation} must be a multiple of gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}: a rollout feeds whole optimizer steps"
+            )
+
+        if self.router_replay and self.aligned:
+            raise ConfigError(
+                "router_replay needs several updates per rollout, as num_iterations or steps_per_generation make them: "
+                "in the first one the policy's experts are those of the rollout anyway"
             )
 
     def _check_values(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from mmreason.data.visual import image_counts, visuals_of
 from mmreason.losses.policy import BatchSize
 from mmreason.models.peft_adalora import follow_ranks
+from mmreason.models.router_replay import load_routes, save_routes
 from mmreason.rollout.engines import build_engine, end_token_ids, placeholder_token_ids
 from mmreason.rollout.evaluate import Evaluation, GreedyAnswer
 from mmreason.rollout.multi_turn import EnvironmentSettings
@@ -63,6 +64,7 @@ from mmreason.trainers.state import (
     write_parts,
 )
 from mmreason.trainers.value_tracker import TrackerOptions, ValueTracker
+from mmreason.types import ConfigError
 
 
 class PolicyTrainer:
@@ -310,8 +312,9 @@ class PolicyTrainer:
         self.policy.train()
         checked = self.scorer.verify(window.slice(0, args.per_device_train_batch_size), self.state.step)
         measured, loss_sum, norm = StepMetrics(), torch.zeros((), device=accelerator.device), math.nan
-        for batch in micro_batches(window, args.per_device_train_batch_size):
-            with accelerator.accumulate(self.policy):
+        first = self.state.updates_in_rollout * args.gradient_accumulation_steps % args.micro_batches_per_rollout
+        for number, batch in enumerate(micro_batches(window, args.per_device_train_batch_size), start=first):
+            with accelerator.accumulate(self.policy), self.scorer.replaying(number):
                 loss = self.loss(batch, size, measured)
                 loss_sum += loss.detach()
                 # Shares add up to the loss, but Accelerate divides by the accumulation steps and data parallelism
@@ -392,6 +395,8 @@ class PolicyTrainer:
             return
         if self._samples is not None:
             self._samples.save(folder / f"samples-{self.accelerator.process_index:05d}.parquet")
+            if self.scorer.router is not None:
+                save_routes(self.scorer.routes, folder / f"routes-{self.accelerator.process_index:05d}.safetensors")
         if self.ahead is not None:
             self.ahead.save(folder / f"ahead-{self.accelerator.process_index:05d}.json")
 
@@ -409,6 +414,9 @@ class PolicyTrainer:
             self.prompts.drawn = drawn * self.args.groups_per_rollout
         if state.updates_in_rollout:
             self._samples = Samples.load(checkpoint / f"samples-{self.accelerator.process_index:05d}.parquet")
+            if self.scorer.router is not None:
+                routes = f"routes-{self.accelerator.process_index:05d}.safetensors"
+                self.scorer.routes = load_routes(checkpoint / routes)
 
     # ---- set-up
 
@@ -420,6 +428,8 @@ class PolicyTrainer:
         return rollouts * args.updates_per_rollout
 
     def _draw_ahead(self) -> RolloutsAhead:
+        if acts(self.engine):
+            raise ConfigError("max_staleness: episodes in an environment can't be drawn ahead yet; leave it at 0")
         groups, last = self.args.groups_per_rollout, -(-self.total_steps // self.args.updates_per_rollout) - 1
         return RolloutsAhead(
             self.engine, lambda: self._ask(groups), self.sampling, self._seed, self.args.max_staleness, last

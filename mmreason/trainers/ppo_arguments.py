@@ -87,6 +87,8 @@ class PPOConfig(PolicyConfig):
     def _check_values(self) -> None:
         if self.beta not in (0.0, self.kl_coef):
             raise ConfigError(f"beta={self.beta}: PPO's coefficient of the KL is kl_coef; leave beta out")
+        if self.router_replay:
+            raise ConfigError("router_replay: PPO cuts a rollout into other mini-batches each time; leave it out")
         self.beta = self.kl_coef  # under which the loop knows it
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmreason.data.visual import VisualPrompt, Visuals
+from mmreason.models.router_replay import RouterReplay, Routes
 from mmreason.rollout.shared import SharedScoring, SharingError
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples, unpad
@@ -42,6 +44,8 @@ class Scorer:
             autocast=accelerator.native_amp,
             tell=tqdm.write if accelerator.is_main_process else lambda reason: None,
         )
+        self.router = RouterReplay(policy) if args.router_replay else None
+        self.routes: list[Routes] = []  # of this rollout's micro-batches, in order
 
     def score(
         self,
@@ -113,11 +117,25 @@ class Scorer:
             raise SharingError(f"step {step}: {drift}")
         return {f"sharing/logp_difference/{name}": value for name, value in gaps.items()}
 
+    @contextmanager
+    def replaying(self, number: int) -> Iterator[None]:
+        """Loss and gradient of a micro-batch with the experts that π_old chose, where `router_replay` asks for it.
+
+        Args: number: of the micro-batch in its rollout.
+        """
+        if self.router is None:
+            yield
+            return
+        self.sharing.shares(self.policy)  # its trial, where it is due, has other tokens
+        with self.router.replay(self.routes[number]):
+            yield
+
     def score_fixed(self, samples: Samples) -> None:
         """Log-probabilities that stay fixed while this rollout is used: π_old where updates move away, and π_ref."""
         moves = not self.args.aligned or self.args.penalizes_reward  # a reward's KL is that of π_old
         if moves and not samples.old_logps:
-            samples.old_logps = self.score_all(self.policy, samples)
+            self.routes = []
+            samples.old_logps = self.score_all(self.policy, samples, keep_routes=self.router is not None)
         if self.args.beta > 0:
             if self.reference is not None:
                 samples.ref_logps = self.score_all(self.reference, samples)
@@ -126,13 +144,20 @@ class Scorer:
                     samples.ref_logps = self.score_all(self.policy, samples)
 
     @torch.no_grad()
-    def score_all(self, model: Any, samples: Samples) -> list[list[float]]:
-        """Log-probabilities of each completion, without dropout."""
+    def score_all(self, model: Any, samples: Samples, *, keep_routes: bool = False) -> list[list[float]]:
+        """Log-probabilities of each completion, without dropout.
+
+        Args: keep_routes: for `replaying`.
+        """
         training = model.training
         model.eval()
         scored: list[list[float]] = []
         for batch in micro_batches(samples, self.args.per_device_train_batch_size):
-            scored += unpad(self.logps(model, batch, with_entropy=False)[0], batch.completion_ids)
+            with self.router.record() if keep_routes and self.router is not None else nullcontext() as routes:
+                logps, _ = self.logps(model, batch, with_entropy=False)
+            if routes is not None:
+                self.routes.append(routes)
+            scored += unpad(logps, batch.completion_ids)
         model.train(training)
         return scored
 
