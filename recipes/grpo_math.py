@@ -132,6 +132,7 @@ def run_identity(model: ModelArguments, data: DataArguments, args: PolicyConfig)
         "num_iterations": args.num_iterations,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         # None as long as they are off: these parts of a run remember something that a checkpoint has to hold.
+        "max_staleness": args.max_staleness or None,
         "dynamic_sampling": args.dynamic_sampling or None,
         "prompt_selection": args.prompt_selection or None,
         "values": args.spo or {} if args.advantage_estimator == "spo" else None,

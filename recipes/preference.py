@@ -27,9 +27,11 @@ OPTIONS = (ModelArguments, DataArguments, PreferenceOptions)
 # What decides the objective, which pairs stand in which step, and how an optimizer's state is laid out.
 FIXED = (
     "losses", "weights", "beta", "label_smoothing", "simpo_gamma", "desirable_weight", "undesirable_weight",
-    "ref_model_name_or_path", "precompute_ref_log_probs", "max_length", "online", "seed",
+    "ref_model_name_or_path", "precompute_ref_log_probs", "max_length", "seed",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
+# Of `online`, what decides which answers are sampled and which of them is preferred.
+FIXED_ONLINE = ("how", "criteria", "num_generations", "prompts_per_round", "temperature", "top_p")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,7 +114,7 @@ def set_up(model_args: ModelArguments, data: DataArguments, args: PreferenceOpti
 
 
 def run_identity(model: ModelArguments, data: DataArguments, args: PreferenceOptions) -> dict[str, Any]:
-    """What may not change when a run is continued. Learning rate, number of steps, logging … may."""
+    """What may not change when a run is continued. Learning rate, number of steps, the judge's address … may."""
     return {
         "model_name_or_path": model.model_name_or_path,
         "parts": {"decoder": model.decoder, "vision": model.vision, "projector": model.projector},
@@ -122,7 +124,13 @@ def run_identity(model: ModelArguments, data: DataArguments, args: PreferenceOpt
         "word_problems": data.word_problems if data.dataset_name is None else None,
         "dataset_train_split": data.dataset_train_split,
         "max_train_samples": data.max_train_samples,
+        "online": None if args.online is None else online_identity(OnlineOptions.parse(args.online)),
     } | {name: getattr(args, name) for name in FIXED}
+
+
+def online_identity(online: OnlineOptions) -> dict[str, Any]:
+    """`FIXED_ONLINE` and the judge's model: where it answers, for how much money and how patiently may change."""
+    return {"judge": online.judge["model"]} | {name: getattr(online, name) for name in FIXED_ONLINE}
 
 
 def make_data(data: DataArguments, args: PreferenceOptions, say: Any) -> None:

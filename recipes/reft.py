@@ -22,6 +22,7 @@ from mmreason._adapters import check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
 from mmreason.trainers.reft_arguments import ReFTConfig, ReFTRewards
+from mmreason.trainers.stages import check_last, mark_done, stage_is_done
 from recipes.grpo_math import NAMES_A_MODEL, WARM_START, checked_rewards, tell_results, train_and_measure
 from recipes.ppo import build_trainer
 
@@ -37,6 +38,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. Fail early: both stages' options are checked before the first one begins.
     sft_args = args.warm_up()
+    check_last(args, model_args, first_is_tuned=True)
+    if args.rerank not in (None, "critic"):
+        checked_rewards(replace(reward_args, reward_funcs=[args.rerank], reward_weights=None))
     if reward_args.reward_funcs is None:
         reward_args.reward_funcs = args.default_rewards()
     checked_rewards(reward_args)
@@ -46,8 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         model_args.model_name_or_path = str(WARM_START)
 
     # 2. Warm-up: the worked solutions, for a few epochs (recipes/sft.py). It learns what a solution looks like.
-    warmed_up = (args.sft_dir / "final").is_dir() and not args.overwrite_output_dir
-    if not warmed_up and not warm_up(model_args, data, sft_args):
+    if not warm_up(model_args, data, sft_args, args.sft):
         return
 
     # 3. PPO on the same questions: its own solutions, rewarded where their answers are right (recipes/ppo.py).
@@ -81,23 +84,32 @@ def name_data(data: DataArguments, args: ReFTConfig) -> None:
         data.dataset_name = str(builder.cached(**(data.word_problems or {})))
 
 
-def warm_up(model_args: ModelArguments, data: DataArguments, sft_args: Any) -> bool:
-    """Stage 1; False where it was stopped."""
-    from recipes.sft import run_sft
+def warm_up(model_args: ModelArguments, data: DataArguments, sft_args: Any, block: dict[str, Any] | None) -> bool:
+    """Stage 1, unless it has ended already; False where it was stopped.
 
-    return end_stage(run_sft(deepcopy(model_args), deepcopy(data), sft_args), sft_args.output_dir)
+    Args: block: the options that were given for it.
+    """
+    from recipes.sft import run_identity, run_sft
+
+    identity = run_identity(model_args, data, sft_args) | {"block": block}
+    if stage_is_done(Path(sft_args.output_dir), identity, sft_args.overwrite_output_dir):
+        return True
+    return end_stage(run_sft(deepcopy(model_args), deepcopy(data), sft_args), Path(sft_args.output_dir), identity)
 
 
-def end_stage(trainer: Any, output_dir: str) -> bool:
+def end_stage(trainer: Any, folder: Path, identity: dict[str, Any]) -> bool:
     """Let go of a stage's model, but not of the process group, in which the next stage goes on.
 
     Returns: whether the stage has ended, so that its model lies in `final`; one that was stopped is closed.
     """
     from accelerate.state import AcceleratorState, GradientState
 
-    if not (Path(output_dir) / "final").is_dir():
+    if not trainer.finished:
         trainer.close()
         return False
+    if trainer.accelerator.is_main_process:
+        mark_done(folder, identity)
+    trainer.accelerator.wait_for_everyone()
     if getattr(trainer, "features", None) is not None:
         trainer.features.close()
     del trainer

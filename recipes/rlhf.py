@@ -20,6 +20,8 @@ from mmreason._adapters import check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
 from mmreason.trainers.rlhf_arguments import RLHFConfig, RLHFRewards
+from mmreason.trainers.stages import check_last, stage_is_done
+from mmreason.types import ConfigError
 from recipes.grpo_math import NAMES_A_MODEL, WARM_START, checked_rewards, tell_results, train_and_measure
 from recipes.ppo import build_trainer
 from recipes.reft import end_stage, warm_up
@@ -38,22 +40,24 @@ def main(argv: list[str] | None = None) -> None:
     sft_args, reward_path = args.sft_options(), args.reward_path()
     reward_stage = None if reward_path is not None else args.reward_options()
     reward_args.reward_funcs = reward_args.reward_funcs or []
-    checked_rewards(with_reward_model(reward_args, reward_path))
+    check_rewards(reward_args, reward_path)
     check_adapter(model_args, args)
+    check_last(args, model_args, first_is_tuned=sft_args is not None)
     if model_args.model_name_or_path is None and model_args.decoder is None:
         model_args.model_name_or_path = str(WARM_START)
 
     # 2. SFT: what an answer looks like (recipes/sft.py). The two stages after it begin with this model.
     start = model_args
     if sft_args is not None:
-        if not is_done(args, "sft") and not warm_up(model_args, data, sft_args):
+        if not warm_up(model_args, data, sft_args, args.sft):
             return
         tuned = str(args.stage_dir("sft") / "final")
         start = replace(model_args, model_name_or_path=tuned, decoder=None, vision=None, projector=None)
 
     # 3. The reward model: which of several answers is preferred (recipes/reward_model.py).
     if reward_stage is not None:
-        if not is_done(args, "reward_model") and not learn_rewards(start, *reward_stage):
+        reward_data, reward_options = reward_stage
+        if not learn_rewards(start, reward_data, reward_options, args.reward_model):
             return
         reward_path = str(args.stage_dir("reward_model") / "final")
 
@@ -72,16 +76,32 @@ def with_reward_model(reward_args: RLHFRewards, path: str | None) -> RLHFRewards
     return replace(reward_args, reward_funcs=[*(reward_args.reward_funcs or []), *added])
 
 
-def is_done(args: RLHFConfig, stage: str) -> bool:
-    return (args.stage_dir(stage) / "final").is_dir() and not args.overwrite_output_dir
+def check_rewards(reward_args: RLHFRewards, path: str | None) -> None:
+    """Load what was named, and the reward model where it is there already; count the weights."""
+    if path is not None:
+        checked_rewards(with_reward_model(reward_args, path))
+        return
+    named, weights = reward_args.reward_funcs or [], reward_args.reward_weights
+    checked_rewards(replace(reward_args, reward_weights=None))
+    if weights is not None and len(weights) != len(named) + 1:
+        raise ConfigError(
+            f"reward_weights has {len(weights)} numbers for {len(named)} reward_funcs and the reward model, whose "
+            "weight is the last"
+        )
 
 
-def learn_rewards(model_args: ModelArguments, data: Any, options: Any) -> bool:
-    """Stage 2; False where it was stopped."""
-    from recipes.reward_model import run_reward_model
+def learn_rewards(model_args: ModelArguments, data: Any, options: Any, block: dict[str, Any] | None) -> bool:
+    """Stage 2, unless it has ended already; False where it was stopped.
 
-    trainer = run_reward_model(deepcopy(model_args), data, options)
-    return end_stage(trainer, options.output_dir)
+    Args: block: the options that were given for it.
+    """
+    from recipes.reward_model import run_identity, run_reward_model
+
+    identity = run_identity(model_args, data, options) | {"block": block}
+    if stage_is_done(Path(options.output_dir), identity, options.overwrite_output_dir):
+        return True
+    trainer = run_reward_model(deepcopy(model_args), deepcopy(data), options)
+    return end_stage(trainer, Path(options.output_dir), identity)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,16 @@ def _nanstd(x: Tensor, dim: int) -> Tensor:
     return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.zeros_like(squares)).sqrt()
 
 
+def _equal(x: Tensor, dim: int) -> Tensor:
+    """True where the entries that are not nan are all the same, or fewer than two; keeps `dim`.
+
+    By comparison: of equal float32 numbers such as eight times 0.3 the mean is rounded, and their deviation above 0.
+    """
+    missing = torch.isnan(x)
+    lowest = x.masked_fill(missing, torch.inf).amin(dim, keepdim=True)
+    return lowest >= x.masked_fill(missing, -torch.inf).amax(dim, keepdim=True)
+
+
 def _grouped(rewards: Tensor, num_generations: int) -> Tensor:
     """(N,) → (N/G, G)."""
     if len(rewards) % num_generations:
@@ -52,8 +62,7 @@ def total_rewards(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
 
 def without_signal(rewards: Tensor, num_generations: int) -> Tensor:
     """(N,) → (N/G,) bool: groups whose rewards are all equal, or of which fewer than two have one."""
-    group_std = _nanstd(_grouped(rewards, num_generations), dim=1)
-    return torch.isclose(group_std, torch.zeros_like(group_std)).squeeze(1)
+    return _equal(_grouped(rewards, num_generations), dim=1).squeeze(1)
 
 
 def group_advantages(
@@ -69,7 +78,8 @@ def group_advantages(
     Sources: GRPO, arXiv 2402.03300 eq. 3 discussion (`scale_rewards="group"`); Dr. GRPO, arXiv 2503.20783, drops the
     division (`"none"`); `"batch"` divides by the standard deviation of the whole batch (arXiv 2508.08221).
     `normalize_then_sum` normalises each reward in its group before the weighted sum and the result over the batch
-    (GDPO, arXiv 2601.05242).
+    (GDPO, arXiv 2601.05242). Groups of equal rewards get exactly 0; with `normalize_then_sum` those in which each
+    function gave all the same.
 
     Args:
         rewards_per_func: (N, R) float32, nan where a reward function abstained; the G completions of a prompt adjacent.
@@ -88,6 +98,7 @@ def group_advantages(
     groups = _grouped(rewards, num_generations)
     group_std = _nanstd(groups, dim=1)
     zero_std = without_signal(rewards, num_generations)
+    settled = zero_std  # (N/G,): there is nothing to learn
 
     if aggregation == "sum_then_normalize":
         centred = (groups - torch.nanmean(groups, dim=1, keepdim=True)).view(-1)
@@ -102,14 +113,17 @@ def group_advantages(
     elif aggregation == "normalize_then_sum":
         per_group = rewards_per_func.view(-1, num_generations, num_funcs)
         mean = torch.nanmean(per_group, dim=1, keepdim=True)
-        normalised = ((per_group - mean) / (_nanstd(per_group, dim=1) + _EPS)).view(n, num_funcs)
+        centred = _zero_where_equal(per_group - mean, per_group)
+        normalised = (centred / (_nanstd(per_group, dim=1) + _EPS)).view(n, num_funcs)
+        settled = _equal(per_group, dim=1).all(dim=2).squeeze(1)
         summed = torch.nansum(normalised * weights, dim=1).masked_fill(unscored, torch.nan)
         advantages = (summed - torch.nanmean(summed)) / (_nanstd(summed, dim=0) + _EPS)
     else:
         raise ValueError(
             f"multi_objective_aggregation must be 'sum_then_normalize' or 'normalize_then_sum', not {aggregation!r}"
         )
-    return GroupAdvantages(torch.nan_to_num(advantages, nan=0.0), rewards, zero_std)
+    advantages = torch.nan_to_num(advantages, nan=0.0)
+    return GroupAdvantages(advantages.masked_fill(settled.repeat_interleave(num_generations), 0.0), rewards, zero_std)
 
 
 def leave_one_out(rewards: Tensor, num_generations: int) -> Tensor:
@@ -117,18 +131,26 @@ def leave_one_out(rewards: Tensor, num_generations: int) -> Tensor:
 
     The baseline doesn't depend on the completion it is subtracted from, so the estimate stays unbiased.
 
-    Args: rewards: (N,), nan where there is none. Returns: (N,), nan there and where a group has no other reward.
+    Args: rewards: (N,), nan where there is none.
+
+    Returns: (N,), nan there and where a group has no other reward, exactly 0 where its rewards are equal.
     """
     groups = _grouped(rewards, num_generations)
     others = (~torch.isnan(groups)).sum(1, keepdim=True) - 1
     baseline = (torch.nansum(groups, dim=1, keepdim=True) - groups) / others
-    return torch.where(others > 0, groups - baseline, torch.nan).view(-1)
+    centred = torch.where(others > 0, groups - baseline, torch.nan)
+    return _zero_where_equal(centred, groups).view(-1)
 
 
 def centred_in_group(rewards: Tensor, num_generations: int) -> Tensor:
-    """(N,) rewards minus the mean of their group; nan where there is none."""
+    """(N,) rewards minus the mean of their group; nan where there is none, exactly 0 where they are equal."""
     groups = _grouped(rewards, num_generations)
-    return (groups - torch.nanmean(groups, dim=1, keepdim=True)).view(-1)
+    return _zero_where_equal(groups - torch.nanmean(groups, dim=1, keepdim=True), groups).view(-1)
+
+
+def _zero_where_equal(centred: Tensor, groups: Tensor) -> Tensor:
+    """(N/G, G, …) differences without what rounding left of them in groups of equal rewards; nan stays."""
+    return torch.where(_equal(groups, dim=1) & ~torch.isnan(centred), torch.zeros_like(centred), centred)
 
 
 def normalized(values: Tensor) -> Tensor:

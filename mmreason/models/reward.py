@@ -244,7 +244,8 @@ def model_to_train(args: Any, head: Head) -> Any:
     With an adapter the head is trained whole and saved with it.
 
     Args: args: ModelArguments.
-    Raises: ConfigError: see `load_policy_model`; a reward model with another head; an adapter of virtual tokens.
+    Raises: ConfigError: see `load_policy_model`; a reward model with another head; an adapter of virtual tokens, or one
+        on a reward model that is an adapter itself.
     """
     from mmreason._adapters import KINDS, adapter_settings
     from mmreason.models.peft import with_adapter
@@ -257,9 +258,17 @@ def model_to_train(args: Any, head: Head) -> Any:
                           "the text: use a kind that goes on modules, such as lora")  # fmt: skip
     source, common = args.model_name_or_path, _common(args)
     if is_reward_model(source, **common):
+        if settings is not None and (Path(source) / "adapter_config.json").is_file():
+            # Saved, it would name a base that is stored nowhere: the first adapter and its head, merged.
+            raise ConfigError(
+                f"model_name_or_path={str(source)!r} is a reward model that is an adapter itself, which a new adapter "
+                "can't be saved on: train without an adapter (the first one is merged then, and final/ holds a whole "
+                "model), or merge it first: mmreason.models.reward.load_reward_model(FOLDER).merge_and_unload()"
+                ".save_pretrained(WHOLE), with the tokenizer's files beside it"
+            )
         model = load_reward_model(source, dtype=args.dtype, attn_implementation=args.attn_implementation, **common)
         if hasattr(model, "peft_config"):
-            model = model.merge_and_unload()
+            model = _merged(model)
         if model.config.head != head:
             raise ConfigError(
                 f"model_name_or_path={source!r} has a head for {model.config.head} rewards, this run trains one for "
@@ -271,6 +280,15 @@ def model_to_train(args: Any, head: Head) -> Any:
         return model
     kept = tuple(dict.fromkeys((*settings.modules_to_save, SCORE)))
     return with_adapter(model, replace(settings, modules_to_save=kept))
+
+
+def _merged(model: Any) -> Any:
+    """An adapter's reward model as a whole one, all of which learns: PEFT had frozen what the adapter stood on."""
+    whole = model.merge_and_unload()
+    for parameter in _floating(whole):
+        parameter.requires_grad_(True)
+    _leave_out_language_head(whole.backbone)
+    return whole
 
 
 def _common(args: Any) -> dict[str, Any]:
@@ -339,23 +357,3 @@ def _of_classifier(model: Any) -> RewardModel:
     made.score = head
     made.name_or_path = made.config._name_or_path = model.name_or_path
     return made.eval()
-
-
-def check_same_tokens(policy: Any, reward: Any, why: str) -> None:
-    """Refuse a policy and a reward model that don't share a tokenizer, where token ids pass from one to the other.
-
-    A reward that is computed from text needs no such thing (see mmreason.rewards.model).
-
-    Args: policy, reward: tokenizers or processors. why: what passes token ids, for the error.
-    Raises: ConfigError naming the first token that differs.
-    """
-    vocabularies = [getattr(one, "tokenizer", one).get_vocab() for one in (policy, reward)]
-    if vocabularies[0] == vocabularies[1]:
-        return
-    one, other = vocabularies
-    differs = sorted(set(one.items()) ^ set(other.items()), key=lambda item: (item[1], item[0]))[0]
-    raise ConfigError(
-        f"policy and reward model have different tokenizers ({len(one)} and {len(other)} tokens; {differs[0]!r} is "
-        f"{one.get(differs[0])} there, {other.get(differs[0])} here), and {why}: take a reward model of the policy's "
-        "family, or use it as a reward function, which renders the text anew"
-    )

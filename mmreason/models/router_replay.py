@@ -21,20 +21,21 @@ from torch.overrides import TorchFunctionMode
 from mmreason.types import ConfigError
 
 _ROUTER = re.compile(r"Top[kK]Router$")  # what transformers calls a module that gives (logits, weights, experts)
-Routes = list[Tensor]
-"""Of each layer with experts, in order: (tokens, experts per token) the experts chosen."""
+Routes = list[list[Tensor]]
+"""Of each layer with experts, what each top-k of its router chose; the last one's are the experts, (tokens, k)."""
 
 
-class _LastTopK(TorchFunctionMode):
-    """Counts calls of top-k, and replaces the result of the one with a given number.
+class _TopK(TorchFunctionMode):
+    """Notes what calls of top-k choose, or lets them choose what they are told.
 
-    Routers take their experts from the last one (those before choose among groups of experts).
+    Routers take their experts from the last one; those before choose among groups of experts.
+
+    Args: chosen: of each call, in order.
     """
 
-    def __init__(self, number: int | None = None, chosen: Tensor | None = None) -> None:
+    def __init__(self, chosen: Sequence[Tensor] | None = None) -> None:
         super().__init__()
-        self.calls, self.number, self.chosen = 0, number, chosen
-        self.indices: Tensor | None = None
+        self.chosen, self.seen = chosen, list[Tensor]()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -42,16 +43,16 @@ class _LastTopK(TorchFunctionMode):
         found = func(*args, **(kwargs or {}))
         if func not in (torch.topk, Tensor.topk):
             return found
-        self.calls += 1
-        if self.chosen is not None and self.calls == self.number:
-            if self.chosen.shape != found.indices.shape:
+        if self.chosen is not None:
+            scores = args[0] if args else (kwargs or {})["input"]
+            told = self.chosen[len(self.seen)].to(scores.device, torch.long)
+            if told.shape != found.indices.shape:
                 raise ValueError(
-                    f"routes of {self.chosen.shape[0]} tokens were kept, but {found.indices.shape[0]} are scored: "
+                    f"routes of shape {tuple(told.shape)} were kept, but {tuple(found.indices.shape)} are scored: "
                     "replay takes the very same micro-batch"
                 )
-            scores = args[0] if args else (kwargs or {})["input"]
-            found = torch.return_types.topk((scores.gather(-1, self.chosen), self.chosen))  # type: ignore[attr-defined]
-        self.indices = found.indices
+            found = torch.return_types.topk((scores.gather(-1, told), told))  # type: ignore[attr-defined]
+        self.seen.append(found.indices)
         return found
 
 
@@ -68,36 +69,32 @@ class RouterReplay:
             raise ConfigError("router_replay: the model has no experts to choose from; leave it out")
         self._recorded: Routes | None = None
         self._replayed: Routes | None = None
-        self._calls = [1] * len(self._routers)
         for layer, router in enumerate(self._routers):
             router.forward = self._around(layer, router.forward)
 
     def _around(self, layer: int, forward: Any) -> Any:
         def routed(*args: Any, **kwargs: Any) -> Any:
             if self._replayed is not None:
-                with _LastTopK(self._calls[layer], self._replayed[layer].to(args[0].device)):
+                with _TopK(self._replayed[layer]):
                     return forward(*args, **kwargs)
             if self._recorded is None:
                 return forward(*args, **kwargs)
-            with _LastTopK() as seen:
+            with _TopK() as mode:
                 out = forward(*args, **kwargs)
-            self._keep(layer, seen, out)
+            self._keep(layer, mode.seen, out)
             return out
 
         return routed
 
-    def _keep(self, layer: int, seen: _LastTopK, out: Any) -> None:
+    def _keep(self, layer: int, seen: list[Tensor], out: Any) -> None:
         experts = out[-1] if isinstance(out, tuple) else None
-        if seen.indices is None or experts is None or not torch.equal(seen.indices, experts):
+        if not seen or experts is None or not torch.equal(seen[-1], experts):
             name = type(self._routers[layer]).__name__
-            raise ConfigError(
-                f"router_replay: {name} chooses its experts in a way that can't be replayed; leave it out"
-            )
-        self._calls[layer] = seen.calls
+            raise ConfigError(f"router_replay: the way in which {name} chooses experts can't be replayed; leave it out")
         assert self._recorded is not None
         if layer == 0:  # what came before was a trial
             self._recorded.clear()
-        self._recorded.append(experts.detach().to(_small(experts)))
+        self._recorded.append([one.detach().to(_small(one)) for one in seen])
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Routes]:
@@ -117,7 +114,7 @@ class RouterReplay:
         """
         if routes is not None and len(routes) != len(self._routers):
             raise ValueError(f"routes of {len(routes)} layers for {len(self._routers)} routers")
-        self._replayed = None if routes is None else [one.long() for one in routes]
+        self._replayed = routes
         try:
             yield
         finally:
@@ -126,17 +123,26 @@ class RouterReplay:
 
 def save_routes(routes: Sequence[Routes], path: Path) -> None:
     """Write the routes of several micro-batches."""
-    tensors = {f"{number}.{layer}": one for number, batch in enumerate(routes) for layer, one in enumerate(batch)}
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+    tensors = {
+        f"{number}.{layer}.{call}": one.contiguous().cpu()
+        for number, batch in enumerate(routes)
+        for layer, calls in enumerate(batch)
+        for call, one in enumerate(calls)
+    }
+    save_file(tensors, path)
 
 
 def load_routes(path: Path) -> list[Routes]:
-    """Read what `save_routes` wrote."""
+    """Read what `save_routes` wrote. Raises: OSError, SafetensorError."""
     tensors = load_file(path)
     places = sorted(tuple(int(part) for part in name.split(".")) for name in tensors)
-    routes: list[Routes] = [[] for _ in range(1 + max((number for number, _ in places), default=-1))]
-    for number, layer in places:
-        routes[number].append(tensors[f"{number}.{layer}"])
+    routes: list[Routes] = []
+    for number, layer, call in places:
+        if number == len(routes):
+            routes.append([])
+        if layer == len(routes[number]):
+            routes[number].append([])
+        routes[number][layer].append(tensors[f"{number}.{layer}.{call}"])
     return routes
 
 

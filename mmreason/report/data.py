@@ -53,7 +53,8 @@ class Metrics:
 class Measurement:
     """One entry of evaluation.json.
 
-    sets: name of the held-out set → {"greedy": {"correct", "n", "value", "low", "high"}, …, "verdicts", "mean_length"}.
+    sets: name of the held-out set → {"greedy": {"correct", "n", "value", "low", "high"}, …, "verdicts", "mean_length"};
+        of a reward model {"pair_accuracy": …, …, "reliability": [[predicted, came true, cases], …]}.
     """
 
     name: str

@@ -120,6 +120,9 @@ def _measured(entry: Any) -> dict[str, Any]:
     for key, value in entry.items() if isinstance(entry, dict) else []:
         if key == "verdicts" and isinstance(value, dict):
             out[key] = {str(k): n for k, v in value.items() if (n := whole(v)) is not None}
+        elif key == "reliability" and isinstance(value, list):
+            bins = [[number(cell) for cell in one] for one in value if isinstance(one, list)]
+            out[key] = [one for one in bins if len(one) == 3 and None not in one]
         elif isinstance(value, dict):
             numbers = {k: number(value.get(k)) for k in ("correct", "n", "value", "low", "high")}
             if numbers["value"] is not None:

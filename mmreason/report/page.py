@@ -28,6 +28,7 @@ SCRIPTS = (
     "charts.js",
     "pictures.js",
     "summary.js",
+    "reward_model.js",
     "curves.js",
     "answers.js",
     "tokens.js",

@@ -2,9 +2,10 @@
 
 Python can't end a thread. A plain function that hangs is given up: its thread stays behind, and costs memory and,
 where it computes, time, until the function returns by itself or the run ends. A few such threads are put up with, more
-are not. A coroutine is cancelled where it waits, which ends it. Code that holds Python's lock for ever (a C extension
-that never lets go) stops everything, the clock here included; what may do that belongs into a process of its own, as
-mmreason.tools.sandbox and the `code` reward have it.
+are not. A call for a whole batch doesn't count once calls for its rows alone hang in its place, so there may be twice
+as many threads. A coroutine is cancelled where it waits, which ends it. Code that holds Python's lock for ever (a C
+extension that never lets go) stops everything, the clock here included; what may do that belongs into a process of its
+own, as mmreason.tools.sandbox and the `code` reward have it.
 """
 
 from __future__ import annotations
@@ -21,22 +22,46 @@ _GRACE_S = 5.0  # for the loop to say by itself which coroutines took too long
 
 _LOCK = threading.Lock()
 _LOOPS: list[asyncio.AbstractEventLoop] = []
-_given_up: list[threading.Thread] = []
+_given_up: dict[threading.Thread, str] = {}  # and what was called
 
 
 class HangsError(Exception):
-    """A call took longer than it may."""
+    """A call took longer than it may.
+
+    Attributes: thread: what stays behind of it, None: nothing. what: was called.
+    """
+
+    def __init__(self, message: str, thread: threading.Thread | None = None, what: str = "a call") -> None:
+        super().__init__(message)
+        self.thread, self.what = thread, what
+
+    def count(self, counts: bool) -> None:
+        """Whether what stays behind is one of the hanging calls, as it is at first."""
+        if self.thread is not None:
+            with _LOCK:
+                _given_up.pop(self.thread, None)
+                if counts:
+                    _given_up[self.thread] = self.what
 
 
 def hanging() -> int:
-    """Calls that were given up and still hang."""
+    """How many calls were given up and still hang."""
+    return len(hanging_calls())
+
+
+def hanging_calls() -> list[str]:
+    """What was called and still hangs."""
     with _LOCK:
-        _given_up[:] = [thread for thread in _given_up if thread.is_alive()]
-        return len(_given_up)
+        for thread in [thread for thread in _given_up if not thread.is_alive()]:
+            del _given_up[thread]
+        return list(_given_up.values())
 
 
-def within(seconds: float | None, call: Callable[[], Any]) -> Any:
-    """What `call()` returns or raises; with a bound, in a thread of its own. Raises HangsError after `seconds`."""
+def within(seconds: float | None, call: Callable[[], Any], what: str = "a call") -> Any:
+    """What `call()` returns or raises; with a bound, in a thread of its own. Raises HangsError after `seconds`.
+
+    Args: what: is called, for `hanging_calls`.
+    """
     if seconds is None:
         return call()
     outcome: list[tuple[Any, BaseException | None]] = []
@@ -54,9 +79,9 @@ def within(seconds: float | None, call: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if not outcome:
-        with _LOCK:
-            _given_up.append(thread)
-        raise HangsError(f"no answer within reward_timeout={seconds:g} s")
+        hangs = HangsError(f"no answer within reward_timeout={seconds:g} s", thread, what)
+        hangs.count(True)
+        raise hangs
     value, error = outcome[0]
     if error is not None:
         raise error
@@ -102,11 +127,13 @@ def run_async(coroutine: Coroutine[Any, Any, Any], seconds: float | None = None)
         if future.done():  # the coroutine's own
             raise
         with _LOCK:
+            left = _THREADS.pop(loop, None)
             if loop in _LOOPS:
                 _LOOPS.remove(loop)
-                _given_up.append(_THREADS.pop(loop))
         loop.call_soon_threadsafe(loop.stop)
-        raise HangsError("a coroutine blocks its event loop: it waits without `await`") from error
+        hangs = HangsError("a coroutine blocks its event loop: it waits without `await`", left, "a coroutine")
+        hangs.count(True)
+        raise hangs from error
 
 
 _THREADS: dict[asyncio.AbstractEventLoop, threading.Thread] = {}

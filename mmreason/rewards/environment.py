@@ -30,7 +30,8 @@ def tool_use_reward(
     failure: float = 0.0,
     **kwargs: Any,
 ) -> list[float | None]:
-    """1 where a call of a tool gave a result, `failure` where all calls failed, 0 where there was none.
+    """1 where a call of a tool gave a result, `failure` where all calls failed, 0 where there was none. A turn that was
+    to be a call and couldn't be read is a call that failed.
 
     A small weight helps a policy to try tools at all; accuracy has to decide whether they are worth it.
 

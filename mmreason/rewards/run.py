@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreason.rewards.deadline import MOST_GIVEN_UP, HangsError, awaited, hanging, run_async, within
+from mmreason.rewards.deadline import MOST_GIVEN_UP, HangsError, awaited, hanging_calls, run_async, within
 from mmreason.rewards.registry import RewardFunc
 from mmreason.types import ConfigError, MMReasonError
 
@@ -179,7 +179,7 @@ def _run_all(
     seconds = np.zeros(len(funcs))
     for r, (func, name) in enumerate(zip(funcs, names, strict=True)):
         start = time.perf_counter()
-        raw.append(_call_once(func, name, call.arguments(), timeout))
+        raw.append(_call_once(func, name, call, None, timeout))
         seconds[r] = time.perf_counter() - start
     waiting = [(r, outcome.value) for r, outcome in enumerate(raw) if inspect.isawaitable(outcome.value)]
     if waiting:
@@ -190,17 +190,22 @@ def _run_all(
     return raw, seconds
 
 
-def _call_once(func: RewardFunc, name: str, arguments: dict[str, Any], timeout: float | None) -> _Outcome:
-    """Raises MMReasonError: the function's own, or the one of a run in which too many calls hang."""
-    if hanging() >= MOST_GIVEN_UP:
+def _call_once(func: RewardFunc, name: str, call: _Call, row: int | None, timeout: float | None) -> _Outcome:
+    """Of one row, or of all.
+
+    Raises MMReasonError: the function's own, or the one of a run in which too many calls hang.
+    """
+    hanging = hanging_calls()
+    if len(hanging) >= MOST_GIVEN_UP:
         raise RewardError(
-            f"reward {name!r} is not called any more: {MOST_GIVEN_UP} reward calls of this run hang, and a thread "
-            "can't be ended. Run the same command to continue, and let the function give up by itself, or work in a "
-            "process that it can kill",
+            f"reward {name!r} is not called any more: {len(hanging)} reward calls of this run hang "
+            f"({'; '.join(hanging)}), and a thread can't be ended. Run the same command to continue, and let the "
+            "function give up by itself, or work in a process that it can kill",
             reward=name,
         )
     try:
-        return _Outcome(within(timeout, functools.partial(func, **arguments)))
+        what = f"{name} on " + (f"a batch of {len(call.row_ids)}" if row is None else f"row {call.row_ids[row]}")
+        return _Outcome(within(timeout, functools.partial(func, **call.arguments(row)), what))
     except MMReasonError:
         raise  # already says what is wrong and what to do
     except Exception as error:
@@ -232,7 +237,7 @@ def _await_all(awaitables: Sequence[Any], timeout: float | None) -> list[tuple[_
 
 
 def _one_row(func: RewardFunc, name: str, call: _Call, row: int, timeout: float | None) -> _Outcome:
-    outcome = _call_once(func, name, call.arguments(row), timeout)
+    outcome = _call_once(func, name, call, row, timeout)
     return _await_all([outcome.value], timeout)[0][0] if inspect.isawaitable(outcome.value) else outcome
 
 
@@ -267,7 +272,12 @@ def _masked(
                 return [math.nan] * len(ids), [(row_id, str(error)) for row_id in ids]
         singles = [_Outcome([value]) for value in _listed(outcome.value)]
     else:
+        whole = outcome.error
+        if isinstance(whole, HangsError):
+            whole.count(False)  # it hangs by rows that now are called, and count, alone
         singles = _row_by_row(func, name, call, timeout)
+        if isinstance(whole, HangsError) and not any(isinstance(single.error, HangsError) for single in singles):
+            whole.count(True)
         if all(single.error is None for single in singles):  # the batch as such is what it can't take
             return [math.nan] * len(ids), [(row_id, _what(outcome.error)) for row_id in ids]
     rewards, bad = [math.nan] * len(ids), []
@@ -283,7 +293,7 @@ def _masked(
 
 def _row_by_row(func: RewardFunc, name: str, call: _Call, timeout: float | None) -> list[_Outcome]:
     """Each row alone: plain calls one after another, coroutines together."""
-    singles = [_call_once(func, name, call.arguments(row), timeout) for row in range(len(call.row_ids))]
+    singles = [_call_once(func, name, call, row, timeout) for row in range(len(call.row_ids))]
     waiting = [row for row, single in enumerate(singles) if inspect.isawaitable(single.value)]
     if waiting:
         found = _await_all([singles[row].value for row in waiting], timeout)

@@ -3,7 +3,8 @@
 Run as `python -m mmreason.rollout._environment_worker FD` by `environment_host.py`, where FD is one end of a Unix
 socket pair. It is single-threaded and holds no torch, so that a fork takes milliseconds and is always safe. The first
 message is a pickle of (sys.path, factory); then each message carries one file descriptor: fork a child that serves that
-socket, and answer with its pid. When its socket closes (the trainer ended, however it ended) all children are killed.
+socket, and answer with its pid. When its socket closes (the trainer ended, however it ended) the children have GRACE_S
+to close their environments, then they are killed.
 
 A child reads pickled requests (method, arguments), each after its length in 8 bytes, and writes answers as JSON: what
 an environment's own code makes of a model's text is never unpickled by the trainer.
@@ -19,12 +20,17 @@ import signal
 import socket
 import struct
 import sys
+import time
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from mmreason.types import MMReasonError
 
 HEADER = struct.Struct("!Q")
+CLOSE_LIMIT_S = 10
+"""Seconds that an environment's close() may take."""
+GRACE_S = 2.0
+"""Seconds that the fork server waits for its children at the end."""
 
 
 def read_exactly(connection: socket.socket, size: int) -> bytes:
@@ -48,10 +54,13 @@ def write_message(connection: socket.socket, body: bytes) -> None:
 
 
 def _serve(connection: socket.socket, factory: Any) -> None:
-    """Answer the calls of one environment until the other side closes."""
+    """Answer the calls of one environment until the other side closes, and close it then."""
     environment = None
     while True:
-        method, args, kwargs = pickle.loads(read_message(connection))
+        try:
+            method, args, kwargs = pickle.loads(read_message(connection))
+        except ConnectionError:
+            break
         try:
             if environment is None:
                 environment = factory.make()
@@ -63,6 +72,11 @@ def _serve(connection: socket.socket, factory: Any) -> None:
         except Exception as error:
             body = json.dumps({"error": f"{type(error).__name__}: {error}"})
         write_message(connection, body.encode())
+    if environment is not None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(CLOSE_LIMIT_S)  # ends this process: nobody waits for it any more
+        with contextlib.suppress(Exception):
+            environment.close()
 
 
 def _fork(descriptor: int, control: socket.socket, factory: Any) -> int:
@@ -81,6 +95,15 @@ def _fork(descriptor: int, control: socket.socket, factory: Any) -> int:
         os._exit(0)
 
 
+def _await_children() -> None:
+    """Give the children time to close their environments; those that are left are killed when this process ends."""
+    end = time.monotonic() + GRACE_S
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while time.monotonic() < end:
+            os.waitpid(-1, os.WNOHANG)
+            time.sleep(0.005)
+
+
 def main(descriptor: int) -> None:
     """The fork server's loop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; it closes the socket
@@ -97,6 +120,7 @@ def main(descriptor: int) -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
+            _await_children()
             return
         pid = _fork(descriptors[0], control, factory)
         os.close(descriptors[0])

@@ -19,6 +19,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mmreason._functions import did_you_mean, find_object
@@ -26,6 +27,17 @@ from mmreason.types import ConfigError, Message, MMReasonError
 
 Observation = str | Sequence[Message]
 """What an environment says: a text (a user's message), or messages of roles such as "tool" and "user"."""
+
+
+# fmt: off
+RESERVED = frozenset({
+    "rollout", "step", "group", "id", "prompt", "prompts", "completion", "completions", "completion_ids",
+    "completion_tokens", "completion_length", "prompt_length", "answer", "truncated", "reward", "advantage",
+    "sampling_logps", "images", "messages", "verdict", "extracted", "trainer_state", "log_extra", "log_metric",
+    "environment_turns", "environment_reward", "environment_error",
+})
+# fmt: on
+"""Columns of the loop; no `info` of an environment may go by one of these names, or by a data set's column's."""
 
 
 class EnvironmentFailure(MMReasonError):  # noqa: N818  (EnvironmentError is a builtin)
@@ -42,7 +54,9 @@ class Step:
             it to the loop.
         done: the episode is over.
         info: numbers and texts about the episode so far, by name; later ones replace earlier ones of the same name.
-            Reward functions get them as columns, metrics.jsonl the means of the numbers.
+            Reward functions get them as columns, so names of the data set's and the loop's columns are refused; the
+            rollouts' parquet has them as info/NAME, metrics.jsonl the means of numbers and truth values as
+            environment/info/NAME.
         message: the action as a message (with `tool_calls`, …), where it is more than its text.
     """
 
@@ -78,7 +92,8 @@ class Environment:
         raise NotImplementedError(f"{type(self).__name__} has no step(action)")
 
     def close(self) -> None:
-        """The episode is over, or was given up; not called for a process that was killed."""
+        """The episode is over, or was given up; not called for a process that was killed. What it raises is lost, and a
+        process in which it hangs is ended."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,10 @@ class EnvironmentFactory:
         name: for messages.
         isolated, opens: see `Environment`.
         tools: schemas of which the chat template shall tell. instructions: what a system message tells.
+        at_once: calls that may run at the same time, because more would wait for one another and that counts against
+            their deadlines. None: as many as the host runs.
+        call_limit_s: wall seconds after which a call of a tool ends by itself; None where nothing does.
+        stops: texts that only the environment writes. A sampled turn is cut before the first of them.
     """
 
     make: Callable[[], Environment]
@@ -99,6 +118,29 @@ class EnvironmentFactory:
     opens: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
     instructions: str = ""
+    at_once: int | None = None
+    call_limit_s: float | None = None
+    stops: tuple[str, ...] = ()
+
+
+class _Named:
+    """Makes environments of the class that a text names. Sent to another process, it looks the class up again there:
+    the module of a file (`path/to/file.py:Class`) can't be imported by its name."""
+
+    def __init__(self, entry: str, params: Mapping[str, Any]) -> None:
+        file, _, attribute = entry.rpartition(":")
+        self.entry = f"{Path(file).expanduser().resolve()}:{attribute}" if file.endswith(".py") else entry
+        self.params = dict(params)
+        self.cls: type[Environment] = find_object(self.entry, "environment", ())
+
+    def __getstate__(self) -> tuple[str, dict[str, Any]]:
+        return self.entry, self.params
+
+    def __setstate__(self, state: tuple[str, dict[str, Any]]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __call__(self) -> Environment:
+        return self.cls(**self.params)
 
 
 def load_environment(entry: str | Mapping[str, Any] | type[Environment] | EnvironmentFactory) -> EnvironmentFactory:
@@ -135,7 +177,8 @@ def load_environment(entry: str | Mapping[str, Any] | type[Environment] | Enviro
     missing = [name for name in required if name not in params]
     if missing:
         raise ConfigError(f"environment {label!r} needs {', '.join(missing)}: {{name: {label}, {missing[0]}: ...}}")
-    return EnvironmentFactory(functools.partial(cls, **params), str(label), cls.isolated, cls.opens)
+    make = _Named(entry, params) if isinstance(entry, str) else functools.partial(cls, **params)
+    return EnvironmentFactory(make, str(label), cls.isolated, cls.opens)
 
 
 def as_messages(observation: Observation | None) -> list[Message]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import logging
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -66,8 +68,24 @@ class Host:
         self._server: _ForkServer | None = None
 
     def start(self) -> Handle:
+        """A new environment. Raises: EnvironmentFailure where this machine has no process or open file left for it."""
         if not self.factory.isolated:
             return _InThread(self.factory.make())
+        try:
+            return self._start_process()
+        except OSError as error:
+            # Every live episode holds a socket, and many machines allow a process 1024 open files, though it may ask
+            # for more.
+            if error.errno == errno.EMFILE and _raise_file_limit():
+                with contextlib.suppress(OSError):
+                    return self._start_process()
+            raise EnvironmentFailure(
+                f"environment {self.factory.name}: no further process can be started for it ({error}). Each episode of "
+                "a rollout has one, and an open file here: allow more (ulimit -n, ulimit -u), play fewer episodes at "
+                "once (per_device_train_batch_size, eval_samples), or set isolated = False in the class"
+            ) from error
+
+    def _start_process(self) -> Handle:
         if self._server is None or self._server.ended:
             self._server = _ForkServer(self.factory)
         return _InProcess(self._server)
@@ -81,13 +99,25 @@ class Host:
 
         if not calls:
             return []
-        with ThreadPoolExecutor(min(AT_ONCE, len(calls)), thread_name_prefix="environment") as pool:
+        at_once = min(AT_ONCE, self.factory.at_once or AT_ONCE, len(calls))
+        with ThreadPoolExecutor(at_once, thread_name_prefix="environment") as pool:
             return list(pool.map(one, calls))
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+
+def _raise_file_limit() -> bool:
+    """Allow this process as many open files as it may ask for; whether that is more than before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return True
+    return False
 
 
 class _InThread:
@@ -163,9 +193,13 @@ class _ForkServer:
     def fork(self) -> tuple[int, socket.socket]:
         """(pid, our end of its socket) of a new child."""
         ours, theirs = socket.socketpair()
-        with self.lock, theirs:
-            socket.send_fds(self.socket, [b"F"], [theirs.fileno()])
-            return int(read_message(self.socket)), ours
+        try:
+            with self.lock, theirs:
+                socket.send_fds(self.socket, [b"F"], [theirs.fileno()])
+                return int(read_message(self.socket)), ours
+        except OSError:
+            ours.close()
+            raise
 
     def close(self) -> None:
         """End the server, and with it all children."""

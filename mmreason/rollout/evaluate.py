@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -131,10 +131,10 @@ def evaluate(
     mine = [i * world_size + rank for i in range(share)]
     rows = [i if i < len(examples) else 0 for i in mine]
     asked = [(prompt_ids[i], i) for i in rows]
-    greedy = _answer(engine, asked, examples, visuals, 1, sampling.greedy(), seed)
+    greedy = draw_answers(engine, asked, examples, visuals, 1, sampling.greedy(), seed)
     votes: list[list[Completion]] = [[] for _ in rows]
     if k > 1:
-        votes = _answer(engine, asked, examples, visuals, k, sampling, seed + 1)
+        votes = draw_answers(engine, asked, examples, visuals, k, sampling, vote_seed(seed))
 
     records: list[dict[str, Any]] = []
     for position, i in enumerate(mine):
@@ -161,16 +161,24 @@ def evaluate(
     return evaluation, answers
 
 
-def _answer(
+def vote_seed(seed: int) -> int:
+    """Seed of the vote's samples in an evaluation with this one."""
+    return seed + 1
+
+
+def draw_answers(
     engine: Engine,
     asked: Sequence[tuple[list[int], int]],
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]],
     visuals: Visuals | None,
     n: int,
     sampling: Sampling,
     seed: int,
 ) -> list[list[Completion]]:
-    """n completions for each (prompt ids, problem)."""
+    """n completions for each (prompt ids, problem), whose row and pictures are `examples` and `visuals` at that place.
+
+    Collective. The same weights, arguments and seed give the same completions.
+    """
     if visuals is None:
         return engine.generate([Request(ids, n, example=examples[i]) for ids, i in asked], sampling, seed)
     out: list[list[Completion]] = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmreason.data.visual import VisualPrompt
-from mmreason.rollout.environment import EnvironmentFactory, EnvironmentFailure, Step, as_messages
+from mmreason.rollout.environment import RESERVED, EnvironmentFactory, EnvironmentFailure, Step, as_messages
 from mmreason.rollout.environment_host import Call, Failure, Handle, Host
 from mmreason.rollout.turns import TurnRenderer
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
@@ -31,7 +32,7 @@ class EnvironmentSettings:
         limit_s: wall seconds of one call of the environment.
         on_error: see `OnEnvironmentError`.
 
-    Raises: ConfigError for limits out of their range.
+    Raises: ConfigError for limits out of their range, and where a tool may take as long as the environment.
     """
 
     factory: EnvironmentFactory
@@ -44,6 +45,11 @@ class EnvironmentSettings:
             raise ConfigError(f"max_turns={self.max_turns} must be at least 1")
         if not 0 < self.limit_s < float("inf"):
             raise ConfigError(f"environment_timeout={self.limit_s} must be above 0 and finite")
+        if self.factory.call_limit_s is not None and self.factory.call_limit_s >= self.limit_s:
+            raise ConfigError(
+                f"tool_timeout={self.factory.call_limit_s:g} must be below environment_timeout={self.limit_s:g}: a "
+                "call that takes too long is an error for the policy to read, not the end of its environment"
+            )
 
 
 @dataclass
@@ -89,6 +95,9 @@ class _Episode:
 
 class MultiTurnEngine:
     """An engine whose completions are episodes. Requests without an `example` pass through as they are.
+
+    Where a turn goes on to write what only the environment writes (the factory's `stops`), its tokens from there on are
+    dropped, as if the engine had stopped there.
 
     All live episodes sample their next turn in one call of the engine. A turn's ids and log-probabilities are kept as
     the engine gave them; the environment's tokens stand between them with `sampled` False. The same weights, requests
@@ -189,13 +198,32 @@ class MultiTurnEngine:
         """Add a sampled turn, as much of it as there is room for."""
         room = max_tokens - len(episode.ids)
         ids, logps = turn.token_ids[:room], turn.logps[:room]
+        text_ids = ids[:-1] if ids and ids[-1] in self.end_token_ids else ids
+        episode.action = self._decode(text_ids)
+        stopped = self._until_stop(text_ids, episode.action)
+        if stopped is not None:
+            kept, episode.action = stopped
+            ids, logps = ids[:kept], logps[:kept]
         episode.append(ids, logps, sampled=True)
         episode.turns += 1
-        episode.truncated = turn.truncated or len(turn.token_ids) > room
-        text_ids = ids[:-1] if ids and ids[-1] in self.end_token_ids else ids
-        episode.action = str(self.tokenizer.decode(text_ids, skip_special_tokens=True))
+        episode.truncated = stopped is None and (turn.truncated or len(turn.token_ids) > room)
         episode.messages.append({"role": "assistant", "content": episode.action})
         episode.over = episode.truncated or episode.handle is None  # without an environment this was the last word
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _until_stop(self, ids: Sequence[int], text: str) -> tuple[int, str] | None:
+        """(how many tokens stand before what only the environment writes, their text); None where there is none of it.
+
+        A token that begins before the stop and reaches into it is kept, unless only space would be lost with it.
+        """
+        starts = [at for stop in self.settings.factory.stops if (at := text.find(stop)) >= 0]
+        if not starts:
+            return None
+        before = text[: min(starts)].rstrip()
+        kept = bisect.bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(before))
+        return max(kept, 1), before  # a turn has a token to learn from
 
     # ---- the environment's turns
 
@@ -230,7 +258,7 @@ class MultiTurnEngine:
                 )
             if result.reward is not None:
                 episode.reward = (episode.reward or 0.0) + float(result.reward)
-            episode.info |= dict(result.info)
+            episode.info |= self._checked(result.info, episode.row)
             if result.message is not None:
                 episode.messages[-1] = result.message
             if result.done:
@@ -240,12 +268,24 @@ class MultiTurnEngine:
             else:
                 self._observe(episode, as_messages(result.observation), max_tokens - len(episode.ids))
 
+    def _checked(self, info: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """An environment's info. Raises: EnvironmentFailure for names that are columns already: rewards would read
+        what the environment says in place of what the data say."""
+        taken = sorted(name for name in info if name in RESERVED or name in row)
+        if taken:
+            raise EnvironmentFailure(
+                f"environment {self.settings.factory.name}: its info may not have the name {taken[0]!r}, which is a "
+                "column of the data set or of the loop; call it otherwise"
+            )
+        return dict(info)
+
     def _observe(self, episode: _Episode, observation: list[Message], room: int) -> None:
         if not observation:
             raise EnvironmentFailure(
                 f"environment {self.settings.factory.name}: step returned neither an observation nor done=True"
             )
-        ids = self.render(observation, plain=isinstance(episode.row.get("prompt"), str))
+        ended = bool(episode.ids) and episode.ids[-1] in self.end_token_ids
+        ids = self.render(observation, plain=isinstance(episode.row.get("prompt"), str), ended=ended)
         if len(ids) >= room:  # no token would be left for an answer
             episode.over = episode.truncated = True
             return

@@ -1,4 +1,5 @@
-"""Tools as an environment: a turn that calls some is answered by their results, one that calls none is the answer."""
+"""Tools as an environment: a turn that calls some is answered by their results, one that calls none is the answer (in
+ReAct, one with a final answer)."""
 
 from __future__ import annotations
 
@@ -48,10 +49,14 @@ class ToolEnvironment(Environment):
         self.max_tool_calls, self.max_tool_seconds = max_tool_calls, max_tool_seconds
         self.calls = self.errors = 0
         self.seconds = 0.0
+        self.closed = False
 
     def reset(self, row: Mapping[str, Any], *, seed: int) -> Observation | None:
         self.calls, self.errors, self.seconds = 0, 0, 0.0
         return None
+
+    def close(self) -> None:
+        self.closed = True  # a turn of many slow calls that was given up goes on in its thread no further
 
     def step(self, action: str) -> Step:
         answer = {"tool_call": self._tool_call, "react": self._react, "program": self._program}[self.call_format]
@@ -76,23 +81,31 @@ class ToolEnvironment(Environment):
             return [], None
         told: ToolResult | ToolError | None = step.error if step.call is None else self._run(step.call)
         if isinstance(told, ToolError):
-            self.errors += 1
+            self._count_unread()
         return _user("" if told is None else react.render_result(told).strip()), None
 
     def _program(self, action: str) -> tuple[list[Message], Message | None]:
-        call = programs.pending_call(action)
+        # An output that the policy wrote is made up: the program before it is run as if it weren't there.
+        call = programs.pending_call(programs.render([b for b in programs.parse(action) if b.kind != "output"]))
         if call is None:
             return [], None
         told = self._run(call) if isinstance(call, ToolCall) else call
         if isinstance(told, ToolError):
-            self.errors += 1
+            self._count_unread()
         return _user(programs.output(told).source), None
+
+    def _count_unread(self) -> None:
+        """A turn that was to be a call and can't be read as one is a call that failed."""
+        self.calls += 1
+        self.errors += 1
 
     def _run(self, call: ToolCall) -> ToolResult:
         """Run a call, or refuse it: what a sample may use has an end."""
         self.calls += 1
         refused = None
-        if self.max_tool_calls is not None and self.calls > self.max_tool_calls:
+        if self.closed:
+            refused = "this episode is over"
+        elif self.max_tool_calls is not None and self.calls > self.max_tool_calls:
             refused = f"no more than {self.max_tool_calls} calls are allowed; answer now"
         elif self.max_tool_seconds is not None and self.seconds >= self.max_tool_seconds:
             refused = f"the calls have used up their {self.max_tool_seconds:g} s; answer now"
@@ -135,6 +148,7 @@ def tool_factory(
 
     Raises: ConfigError for unknown tools and limits out of their range; what a tool raises at its start.
     """
+    from mmreason.tools.python import PythonTool
     from mmreason.tools.registry import load_tools
 
     if max_tool_calls is not None and max_tool_calls < 0:
@@ -144,6 +158,8 @@ def tool_factory(
     tools = load_tools(entries)
     toolbox = Toolbox(tools, timeout_s=timeout_s, max_chars=max_chars)
     limits = (call_format, max_tool_calls, max_tool_seconds)
+    # More programs at once would wait for one another, and that counts against the deadlines of all.
+    workers = [tool.workers for tool in tools if isinstance(tool, PythonTool)]
     if call_format == "program" and programs.TOOL not in toolbox.names:
         raise ConfigError("call_format: program runs programs, so tools must have python among them")
     if any(isinstance(tool, FunctionTool) for tool in tools):
@@ -156,6 +172,9 @@ def tool_factory(
         isolated=isinstance(make, _Remote),
         tools=tuple(toolbox.schemas) if tell and call_format == "tool_call" else (),
         instructions=_instructions(toolbox, call_format) if tell else "",
+        at_once=min(workers, default=None),
+        call_limit_s=timeout_s,
+        stops={"tool_call": (), "react": react.STOP, "program": programs.STOP}[call_format],
     )
 
 

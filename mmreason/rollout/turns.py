@@ -8,10 +8,11 @@ stand-in for the turn, cut off there, and appended.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from mmreason.data.render import media_tokens, processor_name, refuse_media_tokens, render_text
+from mmreason.data.render import media_tokens, processor_name, render_text
 from mmreason.types import ConfigError, DataError, Message
 
 _log = logging.getLogger(__name__)
@@ -33,23 +34,40 @@ class TurnRenderer:
         self.processor, self.kwargs = processor, chat_template_kwargs
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.ends = {str(self.tokenizer.convert_ids_to_tokens(token)) for token in end_token_ids}
-        self.media_ids = set(self.tokenizer.convert_tokens_to_ids(media_tokens(processor)))
+        self._control = _control_tokens(processor)
         self._checked: set[str] = set()
 
-    def __call__(self, observation: Sequence[Message], *, plain: bool = False) -> list[int]:
-        """Token ids that follow a sampled turn's end token, up to where the policy's next turn begins.
+    def __call__(self, observation: Sequence[Message], *, plain: bool = False, ended: bool = True) -> list[int]:
+        """Token ids that follow a sampled turn, up to where the policy's next turn begins.
 
-        Args: plain: the prompt is plain text, so the observation is its bare text.
+        An observation never holds a control token: what spells one (an end of turn, a picture's placeholder) gets a
+        space behind its first character, so a text from outside can neither end a turn nor open one.
 
-        Raises: ConfigError where the chat template can't show such messages; DataError for a text that spells an image.
+        Args:
+            plain: the prompt is plain text, so the observation is its bare text.
+            ended: the turn ends with its end token. False: it was cut, and that token is put before all else (where
+                turns have one).
+
+        Raises: ConfigError where the chat template can't show such messages.
         """
-        refuse_media_tokens(observation, self.processor)
+        observation = [self._harmless(message) for message in observation]
         if plain:
             text = "".join(str(message["content"]) for message in observation)
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         for role in dict.fromkeys(message["role"] for message in observation):
             self.check(role)
-        return self._ids(observation)
+        return self._ids(observation, ended)
+
+    def _harmless(self, message: Message) -> Message:
+        """A message whose texts (its name too, which a policy may have chosen) spell no control token."""
+        texts = {key: self._broken(text) for key, text in message.items() if key != "role" and isinstance(text, str)}
+        return cast(Message, {**message, **texts})
+
+    def _broken(self, text: str) -> str:
+        text = text.encode("utf-8", "replace").decode("utf-8")  # tokenizers refuse lone surrogates
+        while self._control is not None and (broken := self._control.sub(_with_space, text)) != text:
+            text = broken
+        return text
 
     def check(self, role: str) -> None:
         """Raise ConfigError, with the reason, where the chat template can't put a turn of this role behind one sampled.
@@ -60,7 +78,7 @@ class TurnRenderer:
         if role in self._checked:
             return
         seen: Message = {"role": role, "content": _SEEN, "name": "probe"}
-        text, cut = self._rendered([seen])
+        text, _, cut = self._rendered([seen])
         if _SEEN not in text[cut:]:
             raise ConfigError(
                 f"the chat template of {processor_name(self.processor)} leaves out messages of role {role!r}, so the "
@@ -82,8 +100,9 @@ class TurnRenderer:
                 role,
             )
 
-    def _ids(self, observation: Sequence[Message]) -> list[int]:
-        text, cut = self._rendered(observation)
+    def _ids(self, observation: Sequence[Message], ended: bool) -> list[int]:
+        text, end, after = self._rendered(observation)
+        cut = after if ended else end
         before = list(self.tokenizer(text[:cut], add_special_tokens=False)["input_ids"])
         whole = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if whole[: len(before)] != before:
@@ -93,8 +112,8 @@ class TurnRenderer:
             )
         return whole[len(before) :]
 
-    def _rendered(self, observation: Sequence[Message]) -> tuple[str, int]:
-        """A conversation that ends with the observation, and where the end token of the turn before it ends."""
+    def _rendered(self, observation: Sequence[Message]) -> tuple[str, int, int]:
+        """A conversation that ends with the observation, and where the end token before that begins and ends."""
         error: DataError | None = None
         for turn in self._stand_ins(observation):
             start: Message = {"role": "user", "content": "?"}
@@ -108,7 +127,7 @@ class TurnRenderer:
             if found < 0 or not ends:
                 continue
             at, end = min(ends)
-            return text, at + len(end)
+            return text, at, at + len(end)
         roles = ", ".join(message["role"] for message in observation)
         why = (
             f"it refuses them: {error}"
@@ -136,6 +155,23 @@ class TurnRenderer:
         ]
         with_calls: Message = {"role": "assistant", "content": _TURN, "tool_calls": calls}
         return [with_calls, plain]
+
+
+def _control_tokens(processor: Any) -> re.Pattern[str] | None:
+    """What matches the texts of special and added tokens, the longest first; None where there are none.
+
+    Left alone: runs of spaces and line ends, which some tokenizers have added, and added words of letters and digits.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    added = tokenizer.added_tokens_decoder.values()
+    found = {token.content.strip() for token in added if token.special or not token.content.strip().isalnum()}
+    found |= {token.strip() for token in (*tokenizer.all_special_tokens, *media_tokens(processor))}
+    tokens = sorted((token for token in found if len(token.strip("\u2581")) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens))) if tokens else None
+
+
+def _with_space(match: re.Match[str]) -> str:
+    return f"{match[0][0]} {match[0][1:]}"
 
 
 def tells_of_tools(

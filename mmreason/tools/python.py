@@ -89,6 +89,13 @@ class PythonTool:
             "additionalProperties": False,
         }
 
+    @property
+    def workers(self) -> int:
+        """Programs that run at a time; more wait."""
+        from mmreason.tools.sandbox import default_workers
+
+        return self._sandbox.workers if self._sandbox is not None else default_workers()
+
     def call(self, arguments: Mapping[str, Any], *, timeout_s: float) -> str:
         """What the program printed.
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
 from mmreason.trainers.state import CheckpointError
 
@@ -65,7 +67,8 @@ class RolloutsAhead:
         self.sampling = replace(sampling, own_generators=True)
         self.max_staleness, self.last = max_staleness, last
         self._ahead: deque[_Draw] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._worker = ThreadPoolExecutor(1, "rollouts", _begin_thread, (device,))
 
     def __len__(self) -> int:
         return len(self._ahead)
@@ -126,6 +129,12 @@ class RolloutsAhead:
             raise CheckpointError(
                 f"{path}: the rollouts drawn ahead can't be read ({error!r}); name another checkpoint with --resume"
             ) from error
+
+
+def _begin_thread(device: int | None) -> None:
+    """A new thread begins on the first device, whichever is this process's."""
+    if device is not None:
+        torch.cuda.set_device(device)
 
 
 def _from_json(found: dict[str, Any]) -> _Draw:

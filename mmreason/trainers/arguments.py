@@ -377,9 +377,19 @@ class PolicyConfig(ObjectiveOptions, TrainingOptions):
             raise ConfigError(f"canary_samples={self.canary_samples} must be at least 1")
         if self.verify_sharing is not None and self.verify_sharing < 1:
             raise ConfigError(f"verify_sharing={self.verify_sharing} must be at least 1, or null for no comparison")
+        if self.verify_sharing is not None and not self.share_prompts:
+            raise ConfigError(
+                f"verify_sharing={self.verify_sharing} compares shared with separate log-probabilities, and "
+                "share_prompts: false shares none: leave one of them out"
+            )
         if not self.feature_store_gib > 0:
             raise ConfigError(f"feature_store_gib={self.feature_store_gib} must be above 0")
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if high is not None and not high > 0:
+            raise ConfigError(
+                f"vllm_importance_sampling_clip_max={high} must be above 0, since it bounds a ratio of "
+                "probabilities; null is no bound"
+            )
         if low is not None and high is not None and low >= high:
             raise ConfigError(
                 f"vllm_importance_sampling_clip_min={low} must be below vllm_importance_sampling_clip_max={high}"

@@ -42,7 +42,7 @@ class EnvironmentConfig(PolicyConfig):
     )
     max_tool_calls: int | None = _opt(None, "(ours) Calls of one completion; more are answered by an error.")
     max_tool_seconds: float | None = _opt(None, "(ours) Wall seconds of all calls of one completion together.")
-    tool_timeout: float = _opt(5.0, "(ours) Wall seconds of one call.")
+    tool_timeout: float = _opt(5.0, "(ours) Wall seconds of one call; below environment_timeout.")
     max_tool_chars: int = _opt(4000, "(ours) Characters of a result that the policy is shown.")
 
 

@@ -13,6 +13,8 @@ from mmreason.trainers.distributed import DataParallel
 from mmreason.types import ConfigError
 
 TOOL_COLUMNS = ("tool_calls", "tool_errors", "tool_seconds")
+_INFO = "info/"
+_OWN_COLUMNS = (*TOOL_COLUMNS, "environment_turns", "environment_reward", "environment_error")
 
 
 def act_in(
@@ -50,12 +52,18 @@ def acts(engine: Engine) -> bool:
     return isinstance(engine, MultiTurnEngine)
 
 
+def recorded_name(column: str) -> str:
+    """What a column of a completion is called in the rollouts' parquet: an environment's info stands as info/NAME."""
+    return column if column in _OWN_COLUMNS else f"{_INFO}{column}"
+
+
 def environment_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over the completions of a rollout, of all processes; nothing without an environment.
 
     Args: rows: a row per completion, with the environment's columns. `tools/…` are TRL's names where TRL has them:
         call_frequency: calls per completion; failure_frequency: errors per call; used: share of completions with a
-        call; seconds: per completion.
+        call; seconds: per completion. `environment/info/NAME`: mean of the numbers (and of truth values) that the
+        environment gave as NAME.
     """
     played = [row for row in rows if row.get("environment_turns") is not None]
     if not played:
@@ -73,12 +81,12 @@ def environment_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             "tools/used": sum(bool(row.get("tool_calls")) for row in played) / n,
             "tools/seconds": seconds / n,
         }
-    names = {name for row in played for name, value in row.items() if _is_number(value) and name.startswith("info/")}
+    names = {name for row in played for name, value in row.items() if name.startswith(_INFO) and _is_number(value)}
     for name in sorted(names):
         values = [row[name] for row in played if _is_number(row.get(name))]
-        out[f"environment/{name.removeprefix('info/')}"] = sum(values) / len(values)
+        out[f"environment/{name}"] = sum(values) / len(values)
     return out
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float)

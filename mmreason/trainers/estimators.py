@@ -75,9 +75,9 @@ def _per_completion(
         rewards = rewards - args.beta * parallel.gather((kl * mask).sum(-1))
     if args.advantage_estimator == "rloo":
         advantages = leave_one_out(rewards, g)
-        return normalized(advantages) if args.normalize_advantages else advantages.nan_to_num(nan=0.0)
+        return _normalized(advantages, rewards, g) if args.normalize_advantages else advantages.nan_to_num(nan=0.0)
     if args.advantage_estimator == "reinforce_plus_plus_baseline":
-        return normalized(centred_in_group(rewards, g))
+        return _normalized(centred_in_group(rewards, g), rewards, g)
     if args.advantage_estimator == "spo":
         if tracker is None:
             raise ValueError("advantage_estimator spo needs a ValueTracker")
@@ -86,6 +86,11 @@ def _per_completion(
         return normalized(rewards - torch.tensor(before, device=rewards.device))
     one = torch.ones(1, device=rewards.device)
     return group_advantages(rewards.unsqueeze(1), one, g, scale_rewards=args.scale_rewards).advantages
+
+
+def _normalized(advantages: Tensor, rewards: Tensor, g: int) -> Tensor:
+    """(N,) over the batch, and still exactly 0 in groups of equal rewards, from which a rounded mean is subtracted."""
+    return normalized(advantages).masked_fill(without_signal(rewards, g).repeat_interleave(g), 0.0)
 
 
 def _per_token(args: PolicyConfig, rewards: Tensor, samples: Samples, parallel: DataParallel) -> Tensor:

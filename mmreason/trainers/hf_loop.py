@@ -69,6 +69,7 @@ class HFLoop(Trainer):
         while_training: called every `eval_steps` steps with whether this is the last; what it returns is recorded.
         measures_at_ends: also called before the first step and after the last one.
         latest: what it returned last.
+        finished: nothing is left to do; the same in all processes.
         not_metrics: what transformers logs that does not go to metrics.jsonl.
     """
 
@@ -77,6 +78,7 @@ class HFLoop(Trainer):
     options: Any
     state: TrainerState
     latest: Mapping[str, float] | None = None
+    finished = False
     while_training: Callable[[bool], Mapping[str, float]] | None = None
 
     def begin(self, options: TrainingOptions, checkpoint: Path | None) -> None:
@@ -96,11 +98,13 @@ class HFLoop(Trainer):
             if self.has_ended() or self.is_finished(state):  # transformers itself would take one more step
                 self._load_from_checkpoint(str(self.checkpoint))
                 self.state = state
+                self.finished = True
                 return True
         with stop_on_signal() as asked:
             self.add_callback(_Around(self, asked))
             self.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
-        return self.has_ended() or int(self.state.global_step) >= int(self.state.max_steps)
+        self.finished = self.has_ended() or int(self.state.global_step) >= int(self.state.max_steps)
+        return self.finished
 
     def is_finished(self, state: TrainerState) -> bool:
         """Whether a checkpoint with this state is that of the last step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,10 @@ from typing import Any
 class KLControl:
     """β, the coefficient of the KL: fixed, or proportionally controlled (arXiv 1909.08593 sec. 2.2).
 
-    e = clip(KL / target - 1, -0.2, 0.2);  β ← β (1 + e · n / horizon)
+    e = clip(KL / target - 1, -0.2, 0.2);  β ← β (1 + e · min(n / horizon, 1))
+
+    One update changes β by at most the clipped error, a factor from 0.8 to 1.2, however many completions a rollout has:
+    without that bound β would turn negative where n > 5 · horizon. A KL that isn't finite leaves β as it is.
 
     Args:
         value: the first β. target: KL of a completion, nats; None: β stays as it is.
@@ -21,9 +25,9 @@ class KLControl:
 
     def update(self, kl: float, completions: int) -> None:
         """Args: kl: mean over completions of the sum over their tokens, nats. completions: in the rollout measured."""
-        if self.target is not None:
+        if self.target is not None and math.isfinite(kl):
             error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.value *= 1 + error * completions / self.horizon
+            self.value *= 1 + error * min(completions / self.horizon, 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}

@@ -17,6 +17,9 @@ NO_GROUP = frozenset({"reinforce_plus_plus", "spo"})
 KL_IN_REWARD = frozenset({"rloo", "reinforce_plus_plus"})
 """Advantage estimators whose paper subtracts the KL from the reward."""
 
+UNCLIPPED = frozenset({"cispo", "sapo", "vespo"})
+"""Surrogates without the clipped and unclipped terms of PPO, so without a place for `delta`."""
+
 
 @dataclass
 class ObjectiveOptions:
@@ -121,12 +124,58 @@ class ObjectiveOptions:
             raise ConfigError(f"top_entropy_quantile={self.top_entropy_quantile} must be above 0, and at most 1")
         if self.kl_in_reward and self.beta == 0:
             raise ConfigError("kl_in_reward: true has no effect with beta=0; set beta, e.g. 0.05")
-        if self.kl_in_reward and self.multi_objective_aggregation != "sum_then_normalize":
+        self._check_advantages()
+        self._check_delta()
+        if self.spo is not None and self.advantage_estimator != "spo":
+            raise ConfigError(f"spo: {self.spo} has no effect with advantage_estimator={self.advantage_estimator}")
+
+    def _check_advantages(self) -> None:
+        """Refuse what the estimator would leave unread."""
+        estimator = f"advantage_estimator={self.advantage_estimator}"
+        summed = self.multi_objective_aggregation == "sum_then_normalize"
+        if not summed and self.advantage_estimator != "group":
+            raise ConfigError(
+                f"multi_objective_aggregation: {self.multi_objective_aggregation} has no effect with {estimator}, "
+                "which takes the sum of rewards: use multi_objective_aggregation: sum_then_normalize"
+            )
+        if not summed and self.penalizes_reward:
             raise ConfigError(
                 "kl_in_reward subtracts from the sum of rewards: use multi_objective_aggregation: sum_then_normalize"
             )
-        if self.spo is not None and self.advantage_estimator != "spo":
-            raise ConfigError(f"spo: {self.spo} has no effect with advantage_estimator={self.advantage_estimator}")
+        if self.scale_rewards != "group" and self.advantage_estimator != "group":
+            raise ConfigError(
+                f"scale_rewards: {self.scale_rewards} has no effect with {estimator}, which scales in its own way: "
+                "leave it out"
+            )
+        if self.scale_rewards != "group" and not summed:
+            raise ConfigError(
+                f"scale_rewards: {self.scale_rewards} has no effect with multi_objective_aggregation: "
+                f"{self.multi_objective_aggregation}, which divides each reward by its group's standard deviation: "
+                "leave it out"
+            )
+        if self.normalize_advantages and self.advantage_estimator != "rloo":
+            raise ConfigError(
+                f"normalize_advantages: true has no effect with {estimator}: leave it out, or set "
+                "advantage_estimator: rloo"
+            )
+        if not self.dynamic_sampling:
+            for name, default in (("dynamic_sampling_reward", None), ("dynamic_sampling_max_rounds", 10)):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)} has no effect without dynamic sampling: set dynamic_sampling: "
+                        "true, or leave it out"
+                    )
+
+    def _check_delta(self) -> None:
+        if self.delta is None:
+            return
+        if self.loss_type in UNCLIPPED:
+            raise ConfigError(f"delta={self.delta} has no effect with loss_type {self.loss_type}: leave it out")
+        if self.delta <= 1 + self.upper_clip:
+            name = "epsilon" if self.epsilon_high is None else "epsilon_high"
+            raise ConfigError(
+                f"delta={self.delta} must be above 1 + {name} = {1 + self.upper_clip:g}, where the clipped term ends"
+            )
 
     @property
     def compares_group(self) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmreason.data.visual import image_counts, visuals_of
 from mmreason.losses.policy import BatchSize
 from mmreason.models.peft_adalora import follow_ranks
-from mmreason.models.router_replay import load_routes, save_routes
+from mmreason.models.router_replay import save_routes
 from mmreason.rollout.engines import build_engine, end_token_ids, placeholder_token_ids
 from mmreason.rollout.evaluate import Evaluation, GreedyAnswer
 from mmreason.rollout.multi_turn import EnvironmentSettings
@@ -414,9 +414,7 @@ class PolicyTrainer:
             self.prompts.drawn = drawn * self.args.groups_per_rollout
         if state.updates_in_rollout:
             self._samples = Samples.load(checkpoint / f"samples-{self.accelerator.process_index:05d}.parquet")
-            if self.scorer.router is not None:
-                routes = f"routes-{self.accelerator.process_index:05d}.safetensors"
-                self.scorer.routes = load_routes(checkpoint / routes)
+            self.scorer.resume(self._samples, checkpoint / f"routes-{self.accelerator.process_index:05d}.safetensors")
 
     # ---- set-up
 

@@ -65,7 +65,7 @@ class PPOConfig(PolicyConfig):
     kl_estimator: Literal["k1", "k3"] = _opt("k1", "Estimate of a token's KL in the reward: log-ratio, or k3.")
     adap_kl_ctrl: bool = _opt(False, "Let β follow the KL so that it stays at `target`.")
     target: float = _opt(6.0, "KL of a completion that adap_kl_ctrl holds, nats.")
-    horizon: int = _opt(10_000, "Completions in which adap_kl_ctrl corrects an error of 1.")
+    horizon: int = _opt(10_000, "Completions in which adap_kl_ctrl corrects an error of 1, at most once a rollout.")
 
     beta: float = _opt(0.0, "GRPO's name of the KL coefficient: PPO takes kl_coef.")
 
@@ -89,6 +89,8 @@ class PPOConfig(PolicyConfig):
             raise ConfigError(f"beta={self.beta}: PPO's coefficient of the KL is kl_coef; leave beta out")
         if self.router_replay:
             raise ConfigError("router_replay: PPO cuts a rollout into other mini-batches each time; leave it out")
+        if self.verify_sharing is not None:
+            raise ConfigError(f"verify_sharing={self.verify_sharing}: PPO shares no prompts to compare; leave it out")
         self.beta = self.kl_coef  # under which the loop knows it
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:

@@ -101,9 +101,20 @@ class OnlineOptions:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"online.{name}={value!r} must be a whole number of at least {least}")
-        for name, number in (("temperature", self.temperature), ("retry_s", self.retry_s), ("top_p", self.top_p)):
-            if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
-                raise ConfigError(f"online.{name}={number!r} must be a number above 0")
+        above_zero = {"temperature": self.temperature, "retry_s": self.retry_s, "top_p": self.top_p}
+        if self.give_up_s is not None:
+            above_zero["give_up_s"] = self.give_up_s
+        for name, number in above_zero.items():
+            if not isinstance(number, int | float) or isinstance(number, bool) or not number > 0:
+                no_limit = ", or null for never" if name == "give_up_s" else ""
+                raise ConfigError(f"online.{name}={number!r} must be a number above 0{no_limit}")
+        if self.top_p > 1:
+            raise ConfigError(f"online.top_p={self.top_p!r} is a share of probability: above 0 and at most 1")
+        if self.criteria is not None and (not isinstance(self.criteria, list) or not self.criteria):
+            raise ConfigError(
+                f"online.criteria={self.criteria!r} must be a list with at least one criterion; leave it out for "
+                "correctness and helpfulness"
+            )
 
 
 @dataclass

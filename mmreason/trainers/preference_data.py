@@ -56,6 +56,7 @@ class PairRows:
     Attributes:
         labels: of each item, None for pairs of chosen and rejected.
         lengths: (N,) tokens of both rows together. sources, row_ids, image_counts: of each item.
+        max_length: at which KTO's other completions are cut behind the prompt; one token stays in any case.
         reference: (N, 2) float32 log-probabilities under the reference, once they have been computed.
     """
 
@@ -68,9 +69,10 @@ class PairRows:
         labels: Sequence[bool] | None = None,
         partners: Sequence[int] | None = None,
         pictures: str = "",
+        max_length: int | None = None,
     ) -> None:
         self.first: CheckedRows = first
-        self._pictures = pictures
+        self._pictures, self.max_length = pictures, max_length
         self.second, self.labels, self.partners = second, labels, partners
         self.sources, self.row_ids, self.image_counts = first.sources, first.row_ids, first.image_counts
         others = second.lengths if second is not None else self._other_lengths()
@@ -99,7 +101,9 @@ class PairRows:
             return Pair(first, self.second.without_images(index))
         other = self._other(index)
         prompt = first.ids[: _start(first)]
-        ids, weights = prompt + other.ids, [0.0] * len(prompt) + other.weights
+        # Both fit with their own prompts, but a long prompt and a long completion need not fit together.
+        room = None if self.max_length is None else max(1, self.max_length - len(prompt))
+        ids, weights = prompt + other.ids[:room], [0.0] * len(prompt) + other.weights[:room]
         return Pair(first, SupervisedRow(ids, weights, first.row_id, first.source))
 
     def _other(self, index: int) -> _Completion:
@@ -276,7 +280,8 @@ def prepare_pairs(
         dataset: columns `id`, `prompt` and `chosen`, `rejected` or `completion`, `label`; where there are any `source`,
             `images`, `tools`.
         unpaired: make single completions with labels (KTO); a pair is a wanted one and one that isn't.
-        max_length: tokens of the longer side at most, those of images included. A longer row is a bad one.
+        max_length: tokens of the longer side at most, those of images included. A longer row is a bad one; of KTO's
+            baseline, the other question's completion is cut.
         on_bad_row: "error" names the first five bad rows and their number; "drop" counts them by reason.
 
     Returns: (the pairs, number of left out rows by reason).
@@ -295,7 +300,7 @@ def prepare_pairs(
             bad.add(f"row {example['id']}", None, RowError(error.reason or "bad_messages", detail))
     if not made.count or (bad.total and on_bad_row != "drop"):
         raise _refused(bad, len(dataset))
-    return made.close(), dict(bad.counts)
+    return made.close(max_length), dict(bad.counts)
 
 
 class _Maker:
@@ -344,11 +349,11 @@ class _Maker:
             raise _bad(example, "template", f"the chat template writes {name} in {len(rendered)} rows, not one")
         return rendered[0]
 
-    def close(self) -> PairRows:
+    def close(self, max_length: int | None) -> PairRows:
         if not self.unpaired:
             return PairRows(self.first.close(), self.second.close(), pictures=self.pictures.hexdigest())
         partners = _partners(self.questions)
-        return PairRows(self.first.close(), None, self.labels, partners, self.pictures.hexdigest())
+        return PairRows(self.first.close(), None, self.labels, partners, self.pictures.hexdigest(), max_length)
 
 
 def _check_pair(row_id: str, chosen: SupervisedRow, rejected: SupervisedRow) -> None:

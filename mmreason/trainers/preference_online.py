@@ -101,7 +101,7 @@ class JudgeGrader:
         self.endpoint = Endpoint(config, ledger=self.ledger)
 
     def score(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Judged:
-        """See `Grader`. How often an answer wins against the others, or the mean of its ratings."""
+        """See `Grader`. The share of its comparisons that an answer wins, or the mean of its ratings."""
         compare = self.options.how == "compare"
         return asyncio.run((self._compared if compare else self._rated)(questions, answers))
 
@@ -145,12 +145,14 @@ class JudgeGrader:
         async with self.endpoint as endpoint:
             report = await Judge(endpoint, settings=self.settings).compare(items, self.criteria)
         waiting = _waiting([call for result in report.results for call in result.calls])
-        scores: dict[tuple[str, int], float] = {}
+        gained: dict[tuple[str, int], list[float]] = {}
         for (question, i, j), result in zip(couples, report.results, strict=True):
             if result.verdict is not None:
                 for place, won in ((i, "A"), (j, "B")):
-                    gained = 0.5 if result.verdict == "tie" else float(result.verdict == won)
-                    scores[question.id, place] = scores.get((question.id, place), 0.0) + gained
+                    points = 0.5 if result.verdict == "tie" else float(result.verdict == won)
+                    gained.setdefault((question.id, place), []).append(points)
+        # Of its own verdicts: a comparison that could not be read is no lost one.
+        scores = {key: sum(points) / len(points) for key, points in gained.items()}
         return Judged(_spread(scores, texts), waiting)
 
 

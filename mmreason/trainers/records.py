@@ -85,7 +85,7 @@ def _column(values: list[Any]) -> Any:
 
     try:
         return pa.array([_utf8(value) for value in values])
-    except (pa.ArrowException, OverflowError):
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):  # the last: a lone surrogate in a nested text
         return pa.array([None if value is None else _utf8(json.dumps(value, default=str)) for value in values])
 
 

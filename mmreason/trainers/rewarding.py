@@ -17,6 +17,7 @@ from mmreason.rewards.run import OnError, RewardBatch, compute_rewards, reward_n
 from mmreason.rollout.types import Completion
 from mmreason.trainers.batch import Samples
 from mmreason.trainers.distributed import DataParallel
+from mmreason.trainers.environments import recorded_name
 from mmreason.trainers.state import RunState
 from mmreason.types import ConfigError
 
@@ -70,7 +71,7 @@ class Rewarder:
         lost = [completion.failed is not None for completion in drawn]
         rewards.per_func[lost] = rewards.total[lost] = math.nan
         played = dict.fromkeys(name for completion in drawn for name in completion.columns)
-        rewards.extra.update({name: columns[name] for name in played})
+        rewards.extra.update({recorded_name(name): columns[name] for name in played})
         if any(completion.messages is not None for completion in drawn):
             rewards.extra["messages"] = completions
         for name, seconds in zip(rewards.names, rewards.seconds.tolist(), strict=True):

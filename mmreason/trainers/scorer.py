@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmreason.data.visual import VisualPrompt, Visuals
-from mmreason.models.router_replay import RouterReplay, Routes
+from mmreason.models.router_replay import RouterReplay, Routes, load_routes
 from mmreason.rollout.shared import SharedScoring, SharingError
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples, unpad
 from mmreason.trainers.ppo_arguments import PPOConfig
+from mmreason.trainers.state import CheckpointError
 
 
 class Scorer:
@@ -129,6 +132,23 @@ class Scorer:
         self.sharing.shares(self.policy)  # its trial, where it is due, has other tokens
         with self.router.replay(self.routes[number]):
             yield
+
+    def resume(self, samples: Samples, routes: Path) -> None:
+        """Go on within a rollout that a checkpoint holds. Collective.
+
+        Args: routes: the file of its experts, with `router_replay`.
+        Raises: CheckpointError naming that file.
+        """
+        if self.router is not None:
+            try:
+                self.routes = load_routes(routes)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{routes}: the experts of the rollout in flight can't be read ({error}); was router_replay on "
+                    "when it was saved? Name another checkpoint with --resume"
+                ) from error
+        if self.args.beta > 0 and not samples.ref_logps:  # the run began without a KL
+            self.score_fixed(samples)
 
     def score_fixed(self, samples: Samples) -> None:
         """Log-probabilities that stay fixed while this rollout is used: π_old where updates move away, and π_ref."""

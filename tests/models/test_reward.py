@@ -13,13 +13,12 @@ from mmreason.data.visual import collate_visual, render_visual_prompt
 from mmreason.models.loading import load_processor
 from mmreason.models.reward import (
     RewardModel,
-    check_same_tokens,
     is_reward_model,
     load_reward_model,
     model_to_train,
     with_reward_head,
 )
-from mmreason.models.tiny import tiny_decoder, tiny_tokenizer
+from mmreason.models.tiny import tiny_decoder
 from mmreason.trainers.arguments import ModelArguments
 from mmreason.types import ConfigError
 from tests.pictures import SEEING, ask, cell, picture, save_seeing
@@ -133,8 +132,41 @@ def test_what_is_no_reward_model_is_refused(tiny_checkpoint: str, tmp_path: Path
         model_to_train(ModelArguments(model_name_or_path=tiny_checkpoint, adapter={"kind": "prefix"}), "preference")
 
 
-def test_other_tokenizers_are_told_apart() -> None:
-    one, other = tiny_tokenizer(), tiny_tokenizer(["so many words so many words"] * 50, vocab_size=300)
-    check_same_tokens(one, tiny_tokenizer(), "the critic begins with the reward model")
-    with pytest.raises(ConfigError, match=r"different tokenizers \(261 and \d+ tokens.*the critic begins"):
-        check_same_tokens(one, other, "the critic begins with the reward model")
+def test_an_adapter_goes_on_without_another_one(tiny_checkpoint: str, tmp_path: Path) -> None:
+    """A new adapter on it is refused, since its base is stored nowhere; each of the two ways the error names works."""
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj"]}
+    model = model_to_train(ModelArguments(model_name_or_path=tiny_checkpoint, **lora), "preference").eval()
+    _move(model)
+    _save(model, tmp_path / "first")
+    ids = torch.arange(5, 20)[None]
+    first = load_reward_model(tmp_path / "first").eval()
+    said = first(ids).logits
+    with pytest.raises(ConfigError, match="is an adapter itself.*train without an adapter.*or merge it first"):
+        model_to_train(ModelArguments(model_name_or_path=str(tmp_path / "first"), **lora), "preference")
+
+    whole = model_to_train(ModelArguments(model_name_or_path=str(tmp_path / "first")), "preference").eval()
+    torch.testing.assert_close(whole(ids).logits, said, atol=1e-5, rtol=0)
+    assert all(parameter.requires_grad for parameter in whole.parameters()), "PEFT's freezing outlived the adapter"
+    _move(whole)
+    whole.save_pretrained(tmp_path / "whole")
+    assert torch.equal(load_reward_model(tmp_path / "whole").eval()(ids).logits, whole(ids).logits)
+
+    first.merge_and_unload().save_pretrained(tmp_path / "merged")
+    second = model_to_train(ModelArguments(model_name_or_path=str(tmp_path / "merged"), **lora), "preference").eval()
+    torch.testing.assert_close(second(ids).logits, said, atol=1e-5, rtol=0)
+    _move(second)
+    _save(second, tmp_path / "second")
+    assert torch.equal(load_reward_model(tmp_path / "second").eval()(ids).logits, second(ids).logits)
+
+
+@torch.no_grad()
+def _move(model: Any) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def _save(model: Any, folder: Path) -> None:
+    """As a run saves an adapter."""
+    model.save_pretrained(folder)
+    model.get_base_model().config.save_pretrained(folder)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mmreason.config import parse_config
 from mmreason.types import ConfigError, DataError
-from recipes.preference import OPTIONS, main
+from recipes.preference import OPTIONS, main, run_identity
 from tests.clients.server import running_server
 from tests.recipes.launch import ROOT, metrics, run, run_and_signal
 
@@ -171,11 +171,42 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["--label_smoothing", "0.5"], ["label_smoothing=0.5"]),
     (["--beta", "0"], ["beta=0"]),
     (["--online", "{judge: {base_url: 'http://localhost:1/v1', model: m}, num_generations: 1}"], ["num_generations=1"]),
+    (["--online", "{judge: {base_url: 'http://localhost:1/v1', model: m}, top_p: 5}"], ["online.top_p=5", "at most 1"]),
     (["--online", "{jugde: 1}"], ["jugde", "judge"]),
     (["--online", "{judge: {model: m}}", "--max_steps", "5"], ["online.judge", "base_url"]),
     (["--adapter", "{path: nowhere}"], ["nowhere"]),
     (["--save_steps", "0"], ["save_steps=0"]),
 ]
+
+
+def test_a_run_goes_on_once_its_judge_has_been_put_right(tmp_path: Path) -> None:
+    """Address, key, budget and patience may change; what decides the pairs may not."""
+    from mmreason.trainers.state import open_output_dir
+
+    judge = {"base_url": "http://localhost:1/v1", "model": "m"}
+
+    def claim(**online: Any) -> None:
+        words = ["--model_name_or_path", "m", "--max_steps", "5", "--loss", "dpo"]
+        options = parse_config(
+            OPTIONS, [*words, "--online", json.dumps({"judge": judge} | online)], "preference.py", ""
+        )
+        options[2].check()
+        open_output_dir(str(tmp_path / "run"), run_identity(*options), overwrite=False, is_main=True)
+
+    claim(max_budget=1.0)
+    right = judge | {"base_url": "http://localhost:2/v1", "api_key_env": "OTHER_KEY", "max_retries": 9}
+    claim(judge=right, max_budget=20.0, give_up_s=60.0, retry_s=1.0, how="score", num_generations=4)
+    for changes in (
+        {"judge": judge | {"model": "another"}},
+        {"how": "compare"},
+        {"criteria": ["reasoning"]},
+        {"num_generations": 3},
+        {"prompts_per_round": 8},
+        {"temperature": 0.5},
+        {"top_p": 0.9},
+    ):
+        with pytest.raises(ConfigError, match="holds another run .online: "):
+            claim(**changes)
 
 
 @pytest.mark.parametrize(("flags", "said"), BAD, ids=[" ".join(flags[:2])[:40] for flags, _ in BAD])

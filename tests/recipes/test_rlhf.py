@@ -16,6 +16,7 @@ from mmreason.config import parse_config
 from mmreason.data import load_examples
 from mmreason.rewards.model import reward_model_reward
 from mmreason.trainers.rlhf_arguments import RLHFConfig, RLHFRewards
+from mmreason.trainers.stages import mark_done, stage_is_done
 from mmreason.types import ConfigError
 from recipes.rlhf import OPTIONS, main, with_reward_model
 from tests.recipes.killing import Moment, assert_killed_run_ends_alike, assert_same_run
@@ -81,6 +82,31 @@ def test_a_missing_reward_model_is_refused_before_the_first_stage(tmp_path: Path
     with pytest.raises(ConfigError, match="no folder with a reward model"):
         main([*small_example(), *SMALL, "--num_generations", "1", *flags])
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_what_the_last_stage_refuses_is_refused_before_the_first(tmp_path: Path) -> None:
+    start = [*small_example(), *FLAGS, "--output_dir", str(tmp_path / "run")]
+    for flags, message in (
+        (("--gamma", "2"), "gamma=2"),
+        (("--use_peft", "true"), "first stage would leave an adapter"),
+        (("--reward_funcs", "format", "--reward_weights", "1.0"), "whose weight is the last"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main([*start, *flags])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_stage_belongs_to_its_options(tmp_path: Path) -> None:
+    identity = {"model_name_or_path": "a", "block": {"max_steps": 2}}
+    assert not stage_is_done(tmp_path, identity, overwrite=False)
+    (tmp_path / "final").mkdir()  # begun, and not marked: a kill came before the end
+    assert not stage_is_done(tmp_path, identity, overwrite=False)
+    mark_done(tmp_path, identity)
+    assert stage_is_done(tmp_path, identity, overwrite=False)
+    with pytest.raises(ConfigError, match=r"block: \{'max_steps': 2\} there, \{'max_steps': 5\} now"):
+        stage_is_done(tmp_path, identity | {"block": {"max_steps": 5}}, overwrite=False)
+    assert not stage_is_done(tmp_path, identity, overwrite=True)
+    assert not stage_is_done(tmp_path, identity, overwrite=False)
 
 
 def test_the_reward_model_stands_behind_the_other_rewards() -> None:

@@ -5,6 +5,7 @@ The browser is $MMREASON_BROWSER, or the first of chromium, chromium-browser, go
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from mmreason.report import write_report
 from mmreason.report.data import Limits
 from mmreason.report.page import Report
+from mmreason.trainers.reward_metrics import of_rankings
 from tests.report.conftest import Tab
 from tests.report.synthetic_run import HOSTILE, edit_rollout, make_hostile, make_run
 
@@ -64,6 +66,28 @@ def test_every_part_is_there(open_tab: Callable[..., Tab], demo: Path) -> None:
     assert "time/reward/accuracy_reward" in drawn  # a metric the page knows nothing of, under "More"
     assert page.locator("#rewards figure").count() == 3
     assert page.locator("#settings").inner_text().count("2.13.0") == 1
+
+
+def test_a_reward_models_numbers_and_bins(open_tab: Callable[..., Tab], tmp_path: Path) -> None:
+    """Its evaluation.json has no greedy answers; what it measures has a table of its own."""
+    make_run(tmp_path / "rm", steps=4)
+    for name in ("rollouts", "evaluations"):
+        shutil.rmtree(tmp_path / "rm" / name)
+    entries = {
+        name: {"step": step, "sets": {"held_out": of_rankings([[0, 1]] * 4, rewards)}}
+        for name, step, rewards in (
+            ("before", 0, [[0.1, 0.2], [0.2, 0.1], [0.0, 0.3], [0.0, 0.1]]),
+            ("after", 4, [[1.0, 0.2], [2.0, 0.1], [0.0, 0.3], [3.0, 0.1]]),
+        )
+    }
+    (tmp_path / "rm" / "evaluation.json").write_text(json.dumps(entries), encoding="utf-8")
+    page = open_tab(write_report([tmp_path / "rm"])).page
+    titles = [node.inner_text() for node in page.query_selector_all("h2")]
+    assert titles[0] == "Reward model" and "From first to last" not in titles and "Accuracy" not in titles
+    shown = page.locator("#reward-model").inner_text()
+    for text in ("pair accuracy", "25.0 %", "75.0 %", "+50.0", "kendall tau", "calibration error", "came true"):
+        assert text in shown, text
+    assert page.locator("#reward-model table").count() == 2
 
 
 def test_held_out_curves_join_both_records(open_tab: Callable[..., Tab], demo: Path) -> None:

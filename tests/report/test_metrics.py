@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from mmreason.report.metrics import read_measurements, read_metrics
+from mmreason.trainers.reward_metrics import of_rankings
 
 
 def write(path: Path, *lines: str, end: str = "\n") -> Path:
@@ -84,6 +85,20 @@ def test_measurements_are_ordered_by_step(tmp_path: Path) -> None:
     assert [(m.name, m.step) for m in found] == [("before", 0), ("after", 9)]
     assert found[0].sets == {"held_out": {"greedy": GREEDY, "k": 4.0, "verdicts": {"correct": 1}}}
     assert problems == []
+
+
+def test_a_reward_models_measurements_keep_numbers_and_bins(tmp_path: Path) -> None:
+    parts = of_rankings([[0, 1], [0, 1], [0, 0, 1]], [[1.0, 0.5], [0.2, 2.0], [0.1, 0.3, -1.0]])
+    broken = {"reliability": [[0.5, 0.5], "x", [0.7, None, 3], [0.9, 1.0, 2]], "kendall_tau": {"value": None}}
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"after": {"step": 9, "sets": {"held_out": parts, "other": broken}}}), encoding="utf-8")
+    (found,), problems = read_measurements(path)
+    assert problems == []
+    sets = found.sets
+    assert sets["held_out"]["reliability"] == parts["reliability"] and len(parts["reliability"]) > 1
+    assert sets["held_out"]["pair_accuracy"] == parts["pair_accuracy"]
+    assert sets["held_out"]["kendall_tau"]["value"] == parts["kendall_tau"]["value"]
+    assert sets["other"] == {"reliability": [[0.9, 1.0, 2]]}
 
 
 def test_an_entry_of_the_first_version_is_the_set_held_out(tmp_path: Path) -> None:

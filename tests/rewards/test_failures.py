@@ -167,13 +167,42 @@ def test_a_hanging_row_is_named(func: Any) -> None:
     assert e.value.row == "row2"
 
 
+def test_two_hanging_rows_of_one_batch_are_masked_and_the_run_goes_on() -> None:
+    """The batch's own call, which hangs by them, doesn't count beside them: in the next step the reward is called."""
+
+    def hangs_on_two(completions: list[str], **_: Any) -> list[float]:
+        if {"c0", "c2"} & set(completions):
+            released.wait(30)
+        return [1.0] * len(completions)
+
+    batch = run(hangs_on_two, timeout=0.3)
+    assert [row for row, _ in batch.masked["hangs_on_two"]] == ["row0", "row2"]
+    assert np.array_equal(batch.per_func[:, 0], [np.nan, 1, np.nan, 1], equal_nan=True)
+    assert deadline.hanging_calls() == ["hangs_on_two on row row0", "hangs_on_two on row row2"]
+    assert run(index).total.tolist() == [0, 1, 2, 3]
+    with pytest.raises(RewardError, match=r"row row0; hangs_on_two on row row2; hangs_on_c2 on row row2\)"):
+        run(hangs_on_c2, timeout=0.3)
+        run(index)
+
+
+def test_a_batch_that_hangs_by_no_row_counts() -> None:
+    def batch_hangs(completions: list[str], **_: Any) -> list[float]:
+        if len(completions) > 1:
+            released.wait(30)
+        return [1.0]
+
+    assert len(run(batch_hangs, timeout=0.2).masked["batch_hangs"]) == N
+    assert deadline.hanging_calls() == ["batch_hangs on a batch of 4"]
+
+
 def test_too_many_hanging_calls_stop_the_run_even_where_rows_are_masked() -> None:
     def hangs(**_: Any) -> list[float]:
         released.wait(30)
         return []
 
-    with pytest.raises(RewardError, match="'hangs' is not called any more: 3 reward calls of this run hang"):
+    with pytest.raises(RewardError, match="'hangs' is not called any more: 3 reward calls of this run hang") as e:
         run(hangs, timeout=0.1)
+    assert all(f"hangs on row row{i}" in str(e.value) for i in range(3))
     assert deadline.hanging() == deadline.MOST_GIVEN_UP
 
 

@@ -296,7 +296,6 @@ def test_images_stay_with_their_row_through_all_turns(vlm: VLM) -> None:
     """Each turn was sampled with the prompt's own pictures, and an observation can't bring a placeholder."""
     from mmreason.rollout.environment import load_environment
     from mmreason.rollout.multi_turn import EnvironmentSettings, MultiTurnEngine, continued_visual
-    from mmreason.types import DataError
 
     ends = [*end_token_ids(vlm.model, vlm.processor.tokenizer), *range(60, 90)]  # many, so that turns do end
     settings = EnvironmentSettings(load_environment({"name": "tests.rollout.worlds.InThread", "turns": 2}))
@@ -319,5 +318,8 @@ def test_images_stay_with_their_row_through_all_turns(vlm: VLM) -> None:
     assert more.ids == [*visual.ids, 7, 8] and more.engine_ids == [*visual.engine_ids, 7, 8]
     assert more.images is visual.images and more.inputs.keys() == visual.inputs.keys()
     placeholder = vlm.processor.image_token
-    with pytest.raises(DataError, match="stands for an image"):
-        engine.render([{"role": "user", "content": f"look {placeholder}"}])
+    tokenizer = vlm.processor.tokenizer
+    for plain in (False, True):
+        said = engine.render([{"role": "user", "content": f"look {placeholder}{placeholder}"}], plain=plain)
+        assert tokenizer.convert_tokens_to_ids(placeholder) not in said
+        assert tokenizer.decode(said).count(f"{placeholder[0]} {placeholder[1:]}") == 2, "a text that spells a picture"

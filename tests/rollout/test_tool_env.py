@@ -26,15 +26,18 @@ def call(name: str, **arguments: Any) -> str:
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
-def play(factory: Any, turns: list[str], tokens: int = 2000, **limits: Any) -> Completion:
+def play(factory: Any, turns: list[str], tokens: int = 2000, plain: bool = False, **limits: Any) -> Completion:
     """One episode in which the policy says these turns, the last one for ever."""
     said = iter(turns)
     engine = worlds.Scripted(TOKENIZER, lambda ids, n: next(said, turns[-1]))
     wrapped = MultiTurnEngine(
         engine, EnvironmentSettings(factory, **limits), TOKENIZER, end_token_ids=[TOKENIZER.eos_token_id]
     )
-    example = {"id": "r", "prompt": [{"role": "user", "content": "?"}]}
-    ids = TOKENIZER.apply_chat_template(example["prompt"], add_generation_prompt=True, return_dict=False)
+    example: dict[str, Any] = {"id": "r", "prompt": "?" if plain else [{"role": "user", "content": "?"}]}
+    if plain:
+        ids = TOKENIZER("?")["input_ids"]
+    else:
+        ids = TOKENIZER.apply_chat_template(example["prompt"], add_generation_prompt=True, return_dict=False)
     try:
         ((completion,),) = wrapped.generate([Request(list(ids), 1, example=example)], Sampling(tokens), 0)
     finally:
@@ -70,7 +73,10 @@ def test_react_and_programs() -> None:
     completion = play(react, ["Thought: hm\nAction: calculator[3*4]", "Nonsense", "Final Answer: 12"])
     seen = contents(completion, "user")
     assert seen[0] == "Observation: 12" and seen[1].startswith("Observation: Error: a turn ends in one")
-    assert completion.columns["tool_calls"] == 1 and completion.columns["tool_errors"] == 1
+    assert completion.columns["tool_calls"] == 2 and completion.columns["tool_errors"] == 1
+    unread = play(react, ["Nonsense", "Final Answer: 12"])
+    counts = {name: [unread.columns[name]] for name in ("tool_calls", "tool_errors")}
+    assert tool_use_reward(["a"], **counts, failure=-0.5) == [-0.5], "a call that can't be read is one that failed"
     assert "Action Input" in react.instructions and "calculator" in react.instructions
 
     program = tool_factory(["python"], call_format="program", timeout_s=10.0)
@@ -78,6 +84,73 @@ def test_react_and_programs() -> None:
     assert contents(completion, "user") == ["```output\n42\n```\n"]
     with pytest.raises(ConfigError, match="must have python among them"):
         tool_factory(["calculator"], call_format="program")
+
+
+@pytest.mark.parametrize(
+    ("call_format", "tool", "kept", "made_up", "told"),
+    [
+        ("program", "python", "```python\nprint(6 * 7)\n```", "\n```output\n99\n```\nSo 99.", "```output\n42\n```\n"),
+        ("react", "calculator", "Action: calculator[3*4]", "\nObservation: 99\nFinal Answer: 99", "Observation: 12"),
+    ],
+)
+@pytest.mark.parametrize("plain", [False, True])
+def test_results_that_the_policy_makes_up(
+    call_format: Any, tool: str, kept: str, made_up: str, told: str, plain: bool
+) -> None:
+    """The turn is cut before them, token for token, and goes on with the real one as if it had ended there itself."""
+    factory = tool_factory([tool], call_format=call_format, timeout_s=10.0)
+    made, ended = (play(factory, [first, "Final Answer: 42"], plain=plain) for first in (kept + made_up, kept))
+    assert made.messages == ended.messages and contents(made, "user") == [told]
+    n = len(TOKENIZER(kept, add_special_tokens=False)["input_ids"])
+    assert ended.token_ids[n] == TOKENIZER.eos_token_id and made.sampled and ended.sampled
+    if plain:  # no end token: nothing stands between a text and what follows it
+        assert made.token_ids == ended.token_ids[:n] + ended.token_ids[n + 1 :]
+    else:  # the end token is there, but the policy didn't sample it
+        assert made.token_ids == ended.token_ids
+        assert [i for i, pair in enumerate(zip(made.sampled, ended.sampled, strict=True)) if len(set(pair)) > 1] == [n]
+    assert all((logp == -0.5) == mine for logp, mine in zip(made.logps, made.sampled, strict=True))
+    assert made.sampled[:n] == [True] * n and not made.sampled[n] and not made.truncated
+
+
+def test_an_output_block_in_other_spelling_is_not_believed() -> None:
+    program = tool_factory(["python"], call_format="program", timeout_s=10.0)
+    turn = "```python\nprint(6 * 7)\n```\n``` output\n99\n```\nSo 99."
+    assert contents(play(program, [turn, "So 42."]), "user") == ["```output\n42\n```\n"]
+
+
+def test_tokens_that_reach_into_a_stop_are_kept() -> None:
+    """With merges: the text is cut where the stop begins, the tokens behind the one in which it begins."""
+    merging = tiny_tokenizer(["x```output\n" * 20], 300)
+    engine = worlds.Scripted(merging, lambda ids, n: "")
+    settings = EnvironmentSettings(tool_factory(["python"], call_format="program"))
+    wrapped = MultiTurnEngine(engine, settings, merging, end_token_ids=[merging.eos_token_id])
+    for text, before in (("ab x```output\n4", "ab x"), ("ab \n```output", "ab"), ("```output", "")):
+        ids = merging(text, add_special_tokens=False)["input_ids"]
+        stopped = wrapped._until_stop(ids, text)
+        assert stopped is not None and stopped[1] == before
+        kept = stopped[0]
+        assert kept >= 1 and merging.decode(ids[:kept]).startswith(before)
+        assert kept == 1 or not merging.decode(ids[: kept - 1]).startswith(before), "one token fewer would lose text"
+    assert wrapped._until_stop(merging("no stop")["input_ids"], "no stop") is None
+
+
+def test_programs_do_not_wait_for_one_another() -> None:
+    """Waiting for the sandbox would count against the deadline of rows that did nothing wrong."""
+    from mmreason.rollout.environment_host import Host
+    from mmreason.tools.python import PythonTool
+    from mmreason.tools.sandbox import Sandbox, default_workers
+
+    assert tool_factory(["calculator"]).at_once is None
+    factory = tool_factory(["calculator", "python"], timeout_s=1.0)
+    assert factory.at_once == default_workers()
+    with pytest.raises(ConfigError, match="tool_timeout=30 must be below environment_timeout=30"):
+        EnvironmentSettings(tool_factory(["calculator"], timeout_s=30.0))
+    # Hanging programs on one worker: together they take longer than an answer may, each alone doesn't.
+    with Sandbox(workers=1) as sandbox:
+        host = Host(tool_factory([PythonTool(sandbox=sandbox)], timeout_s=1.0), 2.5)
+        actions = [*[call("python", code="while True: pass")] * 4, call("python", code="6*7")]
+        results = host.call_all([(host.start(), "step", (action,), {}) for action in actions])
+    assert [getattr(result, "info", {}).get("tool_errors") for result in results] == [1, 1, 1, 1, 0]
 
 
 def test_mistakes_are_answered_in_words() -> None:
@@ -104,13 +177,13 @@ def test_calls_and_seconds_have_an_end() -> None:
 
 def test_a_hanging_function_costs_its_own_row() -> None:
     """A user's function can't be stopped in a thread, so it gets a process; the other samples never notice."""
-    factory = tool_factory(["calculator", "tests.rollout.worlds.sleepy"], timeout_s=60.0)
+    factory = tool_factory(["calculator", "tests.rollout.worlds.sleepy"], timeout_s=1.5)
     assert factory.isolated
 
     def say(ids: list[int], number: int) -> str:
         if "18044" in TOKENIZER.decode(ids) or "Error" in TOKENIZER.decode(ids):
             return "The answer is 18044."
-        return call("sleepy", seconds=30.0) if number == 0 else call("calculator", expression="347*52")
+        return call("sleepy", seconds=30.0) * 2 if number == 0 else call("calculator", expression="347*52")
 
     engine = worlds.Scripted(TOKENIZER, say)
     settings = EnvironmentSettings(factory, limit_s=2.0)

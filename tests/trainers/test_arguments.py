@@ -9,6 +9,7 @@ import torch
 
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.distributed import lr_schedule
+from mmreason.trainers.ppo_arguments import PPOConfig
 from mmreason.types import ConfigError
 
 
@@ -48,6 +49,8 @@ def test_batch_arithmetic(
         ({"max_steps": -2}, 1, "or -1 to count epochs"),
         ({"logging_steps": 0}, 1, "logging_steps=0 must be at least 1"),
         ({"vllm_importance_sampling_clip_min": 3.0}, 1, "must be below"),
+        ({"vllm_importance_sampling_clip_max": 0.0}, 1, "must be above 0, since it bounds a ratio"),
+        ({"verify_sharing": 5, "share_prompts": False}, 1, "share_prompts: false shares none: leave one of them out"),
         ({"eval_steps": 0}, 1, "eval_steps=0 must be a whole number of steps"),
         ({"eval_steps": 2.5}, 1, "eval_steps=2.5 must be a whole number of steps"),
     ],
@@ -55,6 +58,21 @@ def test_batch_arithmetic(
 def test_what_cannot_work_is_refused(options: dict[str, Any], world: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         PolicyConfig(**options).resolve(world)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"verify_sharing": 5}, "PPO shares no prompts"),
+        ({"scale_rewards": "none"}, "scale_rewards: none has no effect with advantage_estimator=gae"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "has no effect with advantage_estimator=gae"),
+        ({"normalize_advantages": True}, "normalize_advantages: true has no effect with advantage_estimator=gae"),
+    ],
+)
+def test_what_ppo_would_not_read_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PPOConfig(**options).resolve(1)
+    PPOConfig().resolve(1)
 
 
 @pytest.mark.parametrize(

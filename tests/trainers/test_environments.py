@@ -117,6 +117,28 @@ def test_a_run_in_an_environment_and_its_continuation(tmp_path: Path) -> None:
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
 
 
+def test_info_is_recorded_and_averaged(tmp_path: Path) -> None:
+    """Each number of an environment's info: a column of the parquet under info/, its mean in metrics.jsonl."""
+    trainer = make(tmp_path, Tells, max_steps=1)
+    trainer.train()
+    trainer.close()
+    table = pq.read_table(tmp_path / "rollouts" / "rollout-000001.parquet").to_pylist()
+    assert all(row["info/length"] == row["environment_reward"] and row["answer"] == "1" for row in table)
+    assert "length" not in table[0] and table[0]["info/kind"] == "short"
+    told = lines(tmp_path)[0]
+    assert told["environment/info/length"] == pytest.approx(sum(row["info/length"] for row in table) / len(table))
+    assert told["environment/info/even"] == pytest.approx(sum(row["info/even"] for row in table) / len(table))
+    assert told["environment/turns"] == 1 and "environment/info/kind" not in told
+
+
+class Tells(worlds.Endless):
+    """Says how long a turn was."""
+
+    def step(self, action: str) -> Any:
+        n = len(action)
+        return worlds.Step(reward=float(n), done=True, info={"length": n, "even": n % 2 == 0, "kind": "short"})
+
+
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     found = row["messages"]
     return list(json.loads(found) if isinstance(found, str) else found)

@@ -153,6 +153,23 @@ def test_equal_rewards_give_zero_and_no_nan(name: str, value: float) -> None:
         assert max(map(abs, found)) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"advantage_estimator": "group"},
+        {"advantage_estimator": "rloo"},
+        {"advantage_estimator": "rloo", "normalize_advantages": True},
+        {"advantage_estimator": "reinforce_plus_plus_baseline"},
+    ],
+)
+@pytest.mark.parametrize("value", [0.3, 0.1, 0.7])
+def test_a_group_of_equal_rewards_moves_nothing(options: dict[str, Any], value: float) -> None:
+    """Exactly, whatever rounding makes of its mean and of the batch's, and beside a group that teaches something."""
+    found, _ = estimate(rewards=[value, NAN, value, value, 0.1, 0.7, 0.2, 0.9], **options)
+    assert found[:4] == [0.0] * 4 and min(map(abs, found[4:])) > 1e-3
+    assert estimate(rewards=[value] * 8, **options)[0] == [0.0] * 8
+
+
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "spo"])
 def test_one_completion_to_a_prompt(name: str) -> None:
     """No group: equal rewards of the batch, not of groups of one, count as no signal."""
@@ -189,6 +206,22 @@ def test_one_completion_to_a_prompt(name: str) -> None:
             {"kl_in_reward": True, "beta": 0.1, "multi_objective_aggregation": "normalize_then_sum"},
             "use multi_objective_aggregation: sum_then_normalize",
         ),
+        (
+            {"advantage_estimator": "rloo", "beta": 0.1, "multi_objective_aggregation": "normalize_then_sum"},
+            "advantage_estimator=rloo, which takes the sum of rewards: use multi_objective_aggregation: sum_then_norm",
+        ),
+        ({"advantage_estimator": "rloo", "scale_rewards": "none"}, "scale_rewards: none has no effect .*leave it out"),
+        (
+            {"scale_rewards": "batch", "multi_objective_aggregation": "normalize_then_sum"},
+            "scale_rewards: batch has no effect .*leave it out",
+        ),
+        ({"normalize_advantages": True}, "leave it out, or set advantage_estimator: rloo"),
+        ({"dynamic_sampling_reward": "accuracy"}, "dynamic_sampling_reward=accuracy .*set dynamic_sampling: true"),
+        ({"dynamic_sampling_max_rounds": 3}, "dynamic_sampling_max_rounds=3 .*set dynamic_sampling: true"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 8.0}, "delta=8.0 has no effect with loss_type cispo"),
+        ({"loss_type": "sapo", "delta": 8.0}, "delta=8.0 has no effect with loss_type sapo"),
+        ({"delta": 1.2}, r"must be above 1 \+ epsilon = 1.2"),
+        ({"delta": 1.25, "epsilon_high": 0.28}, r"must be above 1 \+ epsilon_high = 1.28"),
         ({"spo": {"rho_min": 0.5}}, "has no effect with advantage_estimator=group"),
         ({"dynamic_sampling_max_rounds": 0}, "must be at least 1"),
     ],
@@ -196,3 +229,17 @@ def test_one_completion_to_a_prompt(name: str) -> None:
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         PolicyConfig(**options).resolve(1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delta": 1.3},
+        {"scale_rewards": "none", "kl_in_reward": True, "beta": 0.1},
+        {"multi_objective_aggregation": "normalize_then_sum", "beta": 0.1},
+        {"advantage_estimator": "rloo", "normalize_advantages": True},
+        {"dynamic_sampling": True, "dynamic_sampling_reward": "accuracy", "dynamic_sampling_max_rounds": 3},
+    ],
+)
+def test_what_goes_together_is_taken(options: dict[str, Any]) -> None:
+    PolicyConfig(**options).resolve(1)

@@ -31,6 +31,26 @@ def test_the_controller_by_hand() -> None:
     assert control.value == pytest.approx(before * (1 - 0.2 * 256 / 10_000))
 
 
+def test_a_rollout_larger_than_the_horizon_moves_by_the_clipped_error() -> None:
+    """Horizon 100, 1,024 completions: unbounded, the first factor was 1 - 0.2 · 10.24, and β negative."""
+    control = KLControl(0.05, target=6.0, horizon=100)
+    control.update(0.0, 1024)
+    assert control.value == pytest.approx(0.05 * 0.8)
+    control.update(60.0, 1024)
+    assert control.value == pytest.approx(0.05 * 0.8 * 1.2)
+    control.update(6.6, 1024)
+    assert control.value == pytest.approx(0.05 * 0.8 * 1.2 * 1.1)
+
+
+@pytest.mark.parametrize("kl", [float("nan"), float("inf"), -float("inf")])
+def test_a_kl_that_is_not_finite_leaves_the_coefficient(kl: float) -> None:
+    control = KLControl(0.05, target=6.0, horizon=100)
+    control.update(kl, 64)
+    assert control.value == 0.05
+    control.update(6.6, 10)
+    assert control.value == pytest.approx(0.05 * 1.01)
+
+
 def test_the_controller_holds_a_kl_that_falls_with_the_coefficient() -> None:
     control = KLControl(1.0, target=3.0, horizon=1000)
     for _ in range(2000):

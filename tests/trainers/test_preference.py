@@ -15,15 +15,18 @@ from torch import Tensor
 from mmreason.losses import preference as losses
 from mmreason.models.tiny import tiny_tokenizer
 from mmreason.trainers.arguments import ModelArguments
-from mmreason.trainers.preference_data import PairRows
+from mmreason.trainers.preference_data import PairRows, prepare_pairs
 from mmreason.trainers.preference_reference import ReferenceStore
+from tests.pictures import ask
 from tests.trainers.preference_rows import (
+    dataset,
     decoder,
     flat,
     literal_logps,
     options,
     pair_rows,
     picture_pairs,
+    say,
     text_pairs,
     trained,
     untrained,
@@ -258,6 +261,31 @@ def test_ktos_baseline_takes_answers_to_other_questions() -> None:
         own = tokenizer.decode(pair.first.ids[start:])
         other = {tokenizer.decode(rows[k].first.ids[start:]) for k in (2 * (i // 2), 2 * (i // 2) + 1)}
         assert tokenizer.decode(pair.second.ids[start:]) not in other | {own}
+
+
+def test_ktos_baseline_keeps_max_length() -> None:
+    """A long prompt and the long completion of another row fit with their own, not with each other."""
+    examples = text_pairs(3, seed=6)
+    examples[0]["prompt"] = ask("one " * 30)
+    examples[2]["chosen"] = examples[2]["rejected"] = say("two " * 30)
+    for i, example in enumerate(examples):
+        example["completion"], example["label"] = example.pop("chosen"), i == 0
+        del example["rejected"]
+    free = pair_rows(examples, unpaired=True)
+    limit = max(len(free[i].first.ids) for i in range(3))
+    assert len(free[0].second.ids) > limit, "nothing would have to be cut"
+    rows, _ = prepare_pairs(dataset(examples), tiny_tokenizer(), unpaired=True, max_length=limit)
+    assert rows.partners == free.partners and rows[1] == free[1] and rows[2] == free[2]
+    cut, whole = rows[0].second, free[0].second
+    assert len(cut.ids) == len(cut.weights) == limit and sum(cut.weights) >= 1
+    assert cut.ids == whole.ids[:limit] and cut.weights == whole.weights[:limit]
+    assert rows.lengths.tolist() == [len(rows[i].first.ids) + len(rows[i].second.ids) for i in range(3)]
+    assert rows.digest() != free.digest()
+
+    # With a prompt that leaves no room one token stays: a mean over no tokens would be no baseline.
+    rows.max_length = 1
+    start = next(place for place, weight in enumerate(whole.weights) if weight)
+    assert rows[0].second.ids == whole.ids[: start + 1] and rows[0].second.weights[-1] == 1
 
 
 def test_as_trls_kto_trainer(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.batch import Samples, StepMetrics, unpad
-from mmreason.trainers.records import RunRecords, tracker_config
+from mmreason.trainers.records import RunRecords, tracker_config, write_rows
 from mmreason.trainers.state import CheckpointError
 from mmreason.types import MMReasonError
 
@@ -33,6 +33,15 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     records.rollout(1, [{"a": 1}])
     records.rewind(0, 0)
     assert not (tmp_path / "run").exists()
+
+
+def test_lone_surrogates_within_messages(tmp_path: Path) -> None:
+    """The arguments of a tool call that a model wrote with \\ud800 in them: nested texts, which UTF-8 can't hold."""
+    call = {"function": {"name": "calculator", "arguments": {"expression": "\ud800"}}}
+    rows = [{"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}, {"messages": None}]
+    write_rows(tmp_path / "rows.parquet", rows)
+    read = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert json.loads(read[0]["messages"]) == rows[0]["messages"] and read[1]["messages"] is None
 
 
 @pytest.mark.parametrize("rest", ["", '{"step": 4, "los', "\x00\x00\x00"])

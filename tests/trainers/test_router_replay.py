@@ -15,7 +15,7 @@ from mmreason.trainers.arguments import PolicyConfig
 from mmreason.trainers.distributed import build_accelerator
 from mmreason.trainers.policy import PolicyTrainer
 from mmreason.trainers.ppo_arguments import PPOConfig
-from mmreason.trainers.state import find_checkpoint
+from mmreason.trainers.state import CheckpointError, find_checkpoint
 from mmreason.types import ConfigError
 
 
@@ -87,6 +87,10 @@ def test_a_run_continued_within_a_rollout_is_the_unbroken_one(tmp_path: Path) ->
     again = make(tmp_path / "b", 4)
     again.resume(tmp_path / "b" / "checkpoint-3")
     assert [len(routes) for routes in again.scorer.routes] == [2, 2]
+    (folder,) = (tmp_path / "b").glob("checkpoint-3")
+    (folder / "routes-00000.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"routes-00000\.safetensors"):
+        make(tmp_path / "b", 4).resume(folder)
     again.train()
     assert find_checkpoint(tmp_path / "b", "auto") == tmp_path / "b" / "checkpoint-4"
     want, got = straight.policy.state_dict(), again.policy.state_dict()

@@ -2,6 +2,7 @@
 
 const SECTIONS = [
   summarySection,
+  rewardModelSection,
   curvesSection,
   guardsSection,
   verdictSection,

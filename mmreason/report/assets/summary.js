@@ -103,7 +103,7 @@ function summarySection() {
       unmeasured(),
     );
   }
-  const table = firstAndLast();
+  const table = rewardModelSets().length ? null : firstAndLast();
   if (!table) return null;
   return section(
     "summary",
@@ -120,9 +120,9 @@ function unmeasured() {
     : null;
 }
 
-// The first measurement of a set and the newest one after it (null while there is none).
-function ends(run, set) {
-  const with_set = run.measurements.filter((m) => m.sets[set]?.greedy);
+// The first measurement of a set that has the part and the newest one after it (null while there is none).
+function ends(run, set, part = "greedy") {
+  const with_set = run.measurements.filter((m) => m.sets[set]?.[part]);
   return [with_set[0] ?? null, with_set.length > 1 ? with_set.at(-1) : null];
 }
 
