@@ -13,6 +13,8 @@ from mmreason.rewards.text import completion_text
 from mmreason.types import ConfigError, DataError
 
 Steps = Literal["min", "mean", "product", "last"]
+# What a completion can do to rendering, as `DataError.reason` calls it.
+_UNREADABLE = ("template", "empty_turn", "no_loss", "image_count", "bad_messages", "null_bytes", "bad_unicode")
 
 
 def reward_model_reward(
@@ -45,7 +47,8 @@ def reward_model_reward(
         max_length: tokens that are read at most; a longer one is unreadable. None: the model's own limit.
         sigmoid: give probabilities. None: of outcome and process heads, whose numbers are log-odds.
         steps: of a process head, how the lines' probabilities become one reward: min, mean, product or last.
-        unreadable: the reward of a completion that is empty, too long, or written with tokens that stand for images.
+        unreadable: the reward of a completion that is empty, too long, or written with tokens that stand for images,
+            null bytes or half characters.
             None leaves it out.
         scale: what rewards are multiplied by.
         dtype: of the model's weights. device: where it runs; None: this process's GPU, or the CPU.
@@ -149,7 +152,7 @@ class LoadedRewardModel:
             if self.head == "process":
                 places = self._line_ends(written, row, text)
         except DataError as error:
-            if error.reason in ("template", "empty_turn", "no_loss", "image_count", "bad_messages"):
+            if error.reason in _UNREADABLE:
                 return None
             raise
         limits = [limit for limit in (max_length, self.limit) if limit is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmreason.models.tiny import tiny_decoder, tiny_tokenizer
 from mmreason.rewards import compute_rewards, load_rewards, reward_model_reward
 from mmreason.rewards.model import loaded
 from mmreason.types import ConfigError
+from tests.rewards.test_rewards import HOSTILE
 
 PROMPTS: list[Any] = [[{"role": "user", "content": "what is 2+3?"}]] * 3
 COMPLETIONS: list[Any] = [[{"role": "assistant", "content": text}] for text in ("5", "it is six, I think", "five")]
@@ -83,6 +85,14 @@ def test_pictures_are_seen(tmp_path: Path) -> None:
     prompts, images = [ask("what?", 1)] * 2, [[cell(picture(40, 50, seed))] for seed in (1, 2)]
     one, other = reward_model_reward([COMPLETIONS[0]] * 2, prompts, images, path=str(tmp_path / "rm"))
     assert one is not None and other is not None and abs(one - other) > 1e-4
+
+
+def test_hostile_completions_are_scored_or_left_out(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    prompts = [[{"role": "user", "content": "What is 6 × 7?"}]] * len(HOSTILE)
+    values = reward_model_reward(HOSTILE, prompts, path=path)
+    assert len(values) == len(HOSTILE) and any(value is not None for value in values)
+    assert all(value is None or math.isfinite(value) for value in values)
 
 
 def test_what_cannot_be_read_is_left_out_or_gets_its_reward(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ ENTRIES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", list(REWARDS))
+@pytest.mark.parametrize("name", [name for name in REWARDS if name != "reward_model"])  # see test_reward_model.py
 def test_every_reward_takes_hostile_completions(name: str) -> None:
     (reward,) = load_rewards([ENTRIES.get(name, name)])
     n = len(HOSTILE)
@@ -331,6 +331,9 @@ def test_every_reward_takes_hostile_completions(name: str) -> None:
         meta=[NUMBER] * n,
         tests=[{"kind": "asserts", "statements": ["assert f(1) == 1"]}] * n,
         id=[str(i) for i in range(n)],
+        environment_reward=[0.5] * n,
+        tool_calls=[1] * n,
+        tool_errors=[0] * n,
     )
     assert len(values) == n
     assert all(isinstance(value, float) and math.isfinite(value) for value in values)
