@@ -42,7 +42,8 @@ def save_policy(policy: Any, tokenizer: Any, accelerator: Accelerator, folder: P
     """
     unwrapped = accelerator.unwrap_model(policy)
     sharded = accelerator.distributed_type in _SHARDED
-    state_dict, of_critic = split_state(accelerator.get_state_dict(policy)) if sharded else (None, {})
+    # DeepSpeed gives it to the main process only.
+    state_dict, of_critic = split_state(accelerator.get_state_dict(policy) or {}) if sharded else (None, {})
     split = tensor_parallel_size(accelerator) > 1
     if split:  # transformers' own save_pretrained aborts here on gloo, so the tensors are put together first
         state_dict = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in unwrapped.state_dict().items()}

@@ -55,6 +55,10 @@ def build_accelerator(args: PolicyConfig) -> Accelerator:
             # No dataloader is prepared that DeepSpeed could read these from.
             "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            # Accelerate fills it in for the policy; a reference is prepared before that.
+            "train_batch_size": args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * accelerator.num_processes,
             "gradient_clipping": args.max_grad_norm,
             # The optimizer is torch's; with offload it runs on CPU tensors, which DeepSpeed only allows when told so.
             "zero_allow_untested_optimizer": True,
