@@ -36,16 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data, reward_args, args = parse_config(OPTIONS, argv, "grpo_tools.py", __doc__)
 
     # 1. Fail early: adapter, rewards, tools, output folder and checkpoint are checked before a model is loaded.
-    adapter, rewards = check_adapter(model_args, args), checked_rewards(reward_args)
+    check_adapter(model_args, args)
+    rewards = checked_rewards(reward_args)
     environment = build_environment(args)
     fixed = {name: getattr(args, name) for name in FIXED}
     accelerator, checkpoint = set_up(model_args, data, reward_args, args, **fixed)
 
     # 2. Problems: their prompts tell of the tools; rows that can't be used are named before GPU time is spent.
-    from mmreason.models.freezing import freeze_modules
-    from mmreason.models.loading import load_policy_model, load_processor
-    from mmreason.models.peft import add_adapter
-    from mmreason.trainers.model_parts import compose_for_run
+    from mmreason.models.loading import load_processor
+    from mmreason.trainers.model_parts import compose_for_run, load_policy_and_reference
 
     compose_for_run(model_args, args.output_dir, accelerator, args.seed)
     if model_args.model_name_or_path is None:
@@ -55,11 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     train, prompt_ids, held_out = load_problems(data, args, environment, processor, accelerator.print)
 
     # 3. Model: any causal LM or vision-language model, whole, with parts frozen, or with an adapter.
-    model = load_policy_model(model_args, accelerator)
-    reference = load_policy_model(model_args, accelerator) if args.beta > 0 and adapter is None else None
-    model = add_adapter(model, model_args)
-    if model_args.freeze_modules:
-        freeze_modules(model, model_args.freeze_modules)
+    model, reference = load_policy_and_reference(model_args, accelerator, needs_reference=args.beta > 0)
 
     # 4. The loop (mmreason/trainers/policy.py), whose completions are episodes (mmreason/rollout/multi_turn.py).
     from mmreason.trainers.policy import PolicyTrainer

@@ -105,25 +105,22 @@ def load_models(model_args: ModelArguments, args: PPOConfig, accelerator: Any) -
     """(policy, reference or None, separate value model or None). An adapter that is switched off is the reference."""
     from mmreason.models.freezing import freeze_modules
     from mmreason.models.loading import load_policy_model
-    from mmreason.models.peft import add_adapter
+    from mmreason.trainers.model_parts import load_policy_and_reference
 
-    model = load_policy_model(model_args, accelerator)
-    reference = value_model = None
-    if args.kl_coef > 0 and model_args.adapter is None and not model_args.use_peft:
-        reference = load_policy_model(model_args, accelerator)
+    value_model = None
     if args.value_model == "separate":
         own = copy(model_args)
         own.model_name_or_path = args.value_model_path or model_args.model_name_or_path
         value_model = load_policy_model(own, accelerator)
-        if type(value_model) is not type(model):
-            raise ConfigError(
-                f"value_model_path={args.value_model_path!r} is a {type(value_model).__name__}, the policy a "
-                f"{type(model).__name__}: the critic reads the policy's inputs, so both are of one class"
-            )
-    model = add_adapter(model, model_args)
-    for one in (model, value_model):
-        if one is not None and model_args.freeze_modules:
-            freeze_modules(one, model_args.freeze_modules)
+        if model_args.freeze_modules:
+            freeze_modules(value_model, model_args.freeze_modules)
+    model, reference = load_policy_and_reference(model_args, accelerator, needs_reference=args.kl_coef > 0)
+    whole = model.get_base_model() if hasattr(model, "peft_config") else model
+    if value_model is not None and type(value_model) is not type(whole):
+        raise ConfigError(
+            f"value_model_path={args.value_model_path!r} is a {type(value_model).__name__}, the policy a "
+            f"{type(whole).__name__}: the critic reads the policy's inputs, so both are of one class"
+        )
     return model, reference, value_model
 
 

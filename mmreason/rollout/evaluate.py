@@ -135,7 +135,6 @@ def evaluate(
     votes: list[list[Completion]] = [[] for _ in rows]
     if k > 1:
         votes = draw_answers(engine, asked, examples, visuals, k, sampling, vote_seed(seed))
-
     records: list[dict[str, Any]] = []
     for position, i in enumerate(mine):
         if i < len(examples):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from mmreason.losses.advantages import GroupAdvantages
+from mmreason.losses.advantages import GroupAdvantages, without_signal
 from mmreason.losses.policy import BatchSize, aggregate
 from mmreason.losses.value import (
     clipped_value_loss,
@@ -190,9 +190,9 @@ class ActorCritic:
 
     def _zero_std(self, rewards: Tensor) -> Tensor:
         """(N/G,): groups whose rewards are all equal. Without groups there are none, and the critic needs none."""
-        groups = torch.nan_to_num(rewards).view(-1, self.args.num_generations)
-        equal = groups.amax(1) == groups.amin(1)
-        return equal if self.args.num_generations > 1 else torch.zeros_like(equal)
+        if self.args.num_generations == 1:
+            return torch.zeros_like(rewards, dtype=torch.bool)
+        return without_signal(rewards, self.args.num_generations)
 
     # ---- at each update
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmreason._adapters import adapter_block
 from mmreason.trainers.arguments import ModelArguments
 from mmreason.types import ConfigError
 
@@ -25,6 +26,24 @@ def check_parts(args: ModelArguments) -> None:
         )
     if args.vision is None:
         raise ConfigError("decoder needs vision: the tower that is put before it (else use model_name_or_path)")
+
+
+def load_policy_and_reference(args: ModelArguments, accelerator: Any, *, needs_reference: bool) -> tuple[Any, Any]:
+    """(the policy: whole, with parts frozen, or with an adapter; a second model as its reference, or None).
+
+    Args: needs_reference: there is a KL. An adapter that is switched off is the reference without a second model.
+    """
+    from mmreason.models.freezing import freeze_modules
+    from mmreason.models.loading import load_policy_model
+    from mmreason.models.peft import add_adapter
+
+    model = load_policy_model(args, accelerator)
+    second = needs_reference and adapter_block(args) is None
+    reference = load_policy_model(args, accelerator) if second else None
+    model = add_adapter(model, args)
+    if args.freeze_modules:
+        freeze_modules(model, args.freeze_modules)
+    return model, reference
 
 
 def compose_for_run(args: ModelArguments, output_dir: str, accelerator: Any, seed: int) -> None:

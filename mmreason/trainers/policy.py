@@ -126,12 +126,7 @@ class PolicyTrainer:
         self.banned_token_ids = banned
         self.compute_dtype = torch.bfloat16 if args.bf16 else next(model.parameters()).dtype
         configure_model(model, args)
-        reference = None
-        if args.beta > 0 and not hasattr(model, "peft_config"):
-            if ref_model is None:
-                raise ValueError("beta > 0 without an adapter needs ref_model")
-            check_reference(ref_model, model, self.tokenizer)
-            reference = prepare_reference(ref_model, accelerator)
+        reference = self._reference(model, ref_model)
         for rows in (train_dataset, *(held.dataset for held in (held_out or {}).values())):
             prepare_for_images(model, accelerator, list(image_counts(rows)))
         critic = build_critic(model, args, accelerator, value_model)
@@ -141,15 +136,7 @@ class PolicyTrainer:
         self.ppo: ActorCritic | None = None
         if critic is not None and isinstance(args, PPOConfig):
             self.ppo = ActorCritic(args, accelerator, self.policy, critic, self.scorer, self.parallel)
-        self.sampling = Sampling(
-            max_tokens=args.max_completion_length,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-            extra=args.generation_kwargs or {},
-        )
+        self.sampling = _sampling(args)
         sets = [held.dataset for held in (held_out or {}).values()]
         shown = canary_rows(args, [*sets, train_dataset], tokenizer)
         self.canary = None if shown is None else TrainingCanary(self, shown)
@@ -164,13 +151,7 @@ class PolicyTrainer:
             args, self.state, self.parallel, self.records, self.dataset, self.tokenizer, self.total_steps
         )
         self.guards = Guards(args.guards, self.parallel, args.output_dir)
-        self.parts: dict[str, Stateful] = {"guards": self.guards}
-        if self.ppo is not None:
-            self.parts |= self.ppo.parts
-        if self.dynamic is not None or self.prompts.selection is not None:
-            self.parts["prompts"] = self.prompts
-        if self.tracker is not None:
-            self.parts["values"] = self.tracker
+        self.parts = self._parts()
         # Of completions whose answer is not their text: see `evaluate`.
         self.read_answers: Callable[[list[str]], list[str]] | None = None
         self.ahead = self._draw_ahead() if args.max_staleness else None
@@ -425,6 +406,26 @@ class PolicyTrainer:
         rollouts = math.ceil(args.num_train_epochs * len(self.prompt_ids) / args.groups_per_rollout)
         return rollouts * args.updates_per_rollout
 
+    def _reference(self, model: Any, ref_model: Any) -> Any:
+        """The prepared second model; None where none is needed, or an adapter is switched off instead."""
+        if self.args.beta == 0 or hasattr(model, "peft_config"):
+            return None
+        if ref_model is None:
+            raise ValueError("beta > 0 without an adapter needs ref_model")
+        check_reference(ref_model, model, self.tokenizer)
+        return prepare_reference(ref_model, self.accelerator)
+
+    def _parts(self) -> dict[str, Stateful]:
+        """What remembers more than `RunState`, by its name in checkpoints."""
+        parts: dict[str, Stateful] = {"guards": self.guards}
+        if self.ppo is not None:
+            parts |= self.ppo.parts
+        if self.dynamic is not None or self.prompts.selection is not None:
+            parts["prompts"] = self.prompts
+        if self.tracker is not None:
+            parts["values"] = self.tracker
+        return parts
+
     def _draw_ahead(self) -> RolloutsAhead:
         if acts(self.engine):
             raise ConfigError("max_staleness: episodes in an environment can't be drawn ahead yet; leave it at 0")
@@ -453,6 +454,18 @@ class PolicyTrainer:
             max_prompt_tokens=max(longest, *(len(ids) for part in prompts for ids in part)),
             max_images=max(0 if part is None else part.max_images for part in visuals),
         )
+
+
+def _sampling(args: PolicyConfig) -> Sampling:
+    return Sampling(
+        max_tokens=args.max_completion_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        extra=args.generation_kwargs or {},
+    )
 
 
 @contextlib.contextmanager
