@@ -40,8 +40,8 @@ def ask_for(text: str, **fields: Any) -> Request:
 def with_endpoint(
     server: Running, run: Callable[[Endpoint], Awaitable[T]], ledger: Ledger | None = None, **settings: Any
 ) -> T:
-    """Run with an endpoint for this server; retries come quickly."""
-    defaults = {"timeout_s": 1.0, "backoff_s": 0.01, "price": {"input": 1.0, "output": 2.0}}
+    """Run with an endpoint for this server; retries come quickly, time-outs only where a test asks for them."""
+    defaults = {"timeout_s": 60.0, "backoff_s": 0.01, "price": {"input": 1.0, "output": 2.0}}
     config = EndpointConfig(base_url=server.base_url, model="m", **(defaults | settings))  # type: ignore[arg-type]
 
     async def inside() -> T:
@@ -54,6 +54,11 @@ def with_endpoint(
 def ask(server: Running, text: str, ledger: Ledger | None = None, **fields: Any) -> Reply:
     settings = {name: fields.pop(name) for name in list(fields) if name in EndpointConfig.__dataclass_fields__}
     return with_endpoint(server, lambda endpoint: endpoint.complete(ask_for(text, **fields)), ledger, **settings)
+
+
+def patience(plan: str) -> float:
+    """Seconds to wait for each reply: few only where the server hangs, since on a busy machine any reply may be late."""
+    return 1.0 if "hang" in plan else 60.0
 
 
 def failure(server: Running, text: str, ledger: Ledger | None = None, **fields: Any) -> EndpointError:
@@ -78,7 +83,7 @@ def failure(server: Running, text: str, ledger: Ledger | None = None, **fields: 
 )
 def test_what_passes_is_tried_again(server: Running, plan: str, times: int) -> None:
     prompt = f"passes {{{{{plan}}}}}"
-    assert ask(server, prompt).text == f"answer to: {prompt}"
+    assert ask(server, prompt, timeout_s=patience(plan)).text == f"answer to: {prompt}"
     assert server.times_asked(prompt) == times
 
 
@@ -137,7 +142,7 @@ def test_what_does_not_pass_is_not_tried_again(server: Running, fault: str, kind
     [("hang", "timeout"), ("cut", "connection"), ("close", "connection"), ("invalid_json", "bad_reply")],
 )
 def test_what_never_gets_better_has_its_kind(server: Running, fault: str, kind: str) -> None:
-    assert failure(server, f"always {{{{{fault}}}}}", max_retries=1, timeout_s=0.3).kind == kind
+    assert failure(server, f"always {{{{{fault}}}}}", max_retries=1, timeout_s=patience(fault)).kind == kind
 
 
 def test_nobody_listens() -> None:
@@ -329,7 +334,7 @@ def test_a_reply_without_counts_costs_its_upper_bound(server: Running, tmp_path:
 )
 def test_every_try_is_booked(server: Running, tmp_path: Path, plan: str, wasted: int, doubtful: int) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
-        failure(server, f"booked {{{{{plan}}}}}", ledger, timeout_s=0.3)
+        failure(server, f"booked {{{{{plan}}}}}", ledger, timeout_s=patience(plan))
         account = ledger.account()
     assert (account.paid.requests, account.in_flight.requests) == (0, 0)
     assert (account.wasted.requests, account.doubtful.requests) == (wasted, doubtful)
@@ -371,9 +376,10 @@ def test_requests_per_minute_hold_at_the_server(server: Running) -> None:
     async def run(endpoint: Endpoint) -> None:
         await asyncio.gather(*(endpoint.complete(ask_for(f"paced {i}")) for i in range(30)))
 
+    start = time.time()  # and not the first arrival: on a busy machine that one may be late
     with_endpoint(server, run, requests_per_minute=600)
-    times = sorted(entry.time for entry in server.log if entry.prompt.startswith("paced"))
-    assert times[-1] - times[0] >= (30 - 10) / 10 * 0.95  # ten at once, then ten a second
+    last = max(entry.time for entry in server.log if entry.prompt.startswith("paced"))
+    assert last - start >= (30 - 10) / 10 * 0.99  # ten at once, then ten a second; 1 % for two clocks
 
 
 def test_the_circuit_opens_probes_and_closes(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ def rows(texts: Sequence[str], **fields: Any) -> list[Request]:
 
 
 def config(server: Running, **settings: Any) -> EndpointConfig:
-    defaults: dict[str, Any] = {"model": "m", "timeout_s": 1.0, "backoff_s": 0.02, "price": PRICE}
+    defaults: dict[str, Any] = {"model": "m", "timeout_s": 60.0, "backoff_s": 0.02, "price": PRICE}
     return EndpointConfig(base_url=server.base_url, **(defaults | settings))
 
 
@@ -89,7 +89,7 @@ def test_the_budget_holds_under_concurrency(tmp_path: Path, faults: dict[str, fl
     ):
         requests = rows([f"row {i}" for i in range(2000)], max_tokens=100)
         # Without faults nothing may time out, however busy the machine is: a time-out counts at its upper bound.
-        outcomes = run_all(server, requests, ledger, timeout_s=0.3 if faults else 60.0)
+        outcomes = run_all(server, requests, ledger, timeout_s=3.0 if faults else 60.0)
         prompt, completion = server.charged_tokens()
         account = ledger.account()
     assert (prompt * 1.0 + completion * 2.0) / 1e6 <= budget
@@ -233,8 +233,9 @@ def test_fail_over_stays_with_the_first_while_it_works() -> None:
 def test_a_router_passes_over_an_endpoint_that_fails(fault: str) -> None:
     with running_server(faults={fault: 1.0}) as broken, running_server() as good:
         start = time.monotonic()
-        replies = asyncio.run(ask_router(Router(two(broken, good, None)), [f"row {i}" for i in range(20)]))
-        assert time.monotonic() - start < 5
+        endpoints = two(broken, good, None, timeout_s=2.0)
+        replies = asyncio.run(ask_router(Router(endpoints), [f"row {i}" for i in range(20)]))
+        assert time.monotonic() - start < 25  # it doesn't sit out the 30 s that the first asks for
         assert {reply.endpoint for reply in replies} == {"two"}
         assert broken.log and len(good.log) == 20
 
