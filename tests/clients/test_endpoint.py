@@ -57,7 +57,7 @@ def ask(server: Running, text: str, ledger: Ledger | None = None, **fields: Any)
 
 
 def patience(plan: str) -> float:
-    """Seconds to wait for each reply: few only where the server hangs, since on a busy machine any reply may be late."""
+    """Seconds to wait for each reply: few only where the server hangs, since on a busy machine any may be late."""
     return 1.0 if "hang" in plan else 60.0
 
 

@@ -14,7 +14,6 @@ The run is killed at the first moment, started again, killed at the second, … 
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
+from tests import processes
 from tests.recipes.launch import ROOT, _signal_tree, environment, metrics, run
 
 HALT = ROOT / "tests" / "recipes" / "halt_at.py"
@@ -68,9 +68,7 @@ def kill_at(words: Sequence[str], output_dir: Path, moment: Moment | str, timeou
 
     assert not reached(), f"{moment} is there before the run has begun"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = processes.start(words, cwd=ROOT, env=environment(), out=file, err=file)
         deadline = time.monotonic() + timeout
         try:
             while process.poll() is None and not reached() and time.monotonic() < deadline:

@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from tests import processes
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "grpo_math.py"
 EMBEDDED = ROOT / "recipes" / "configs" / "grpo_math" / "embedded.yaml"
@@ -67,7 +69,7 @@ def environment() -> dict[str, str]:
 
 
 def run(words: Sequence[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return processes.run(words, cwd=ROOT, env=environment(), timeout=timeout)
 
 
 def metrics(output_dir: Path) -> list[dict[str, Any]]:
@@ -86,17 +88,16 @@ def _signal_tree(pid: int, number: int) -> None:
 
 def run_and_signal(words: Sequence[str], output_dir: Path, step: int, number: int, timeout: float = 300) -> str:
     """Start the command, send the signal to all its processes once `step` is done, return the output when it ended."""
-    process = subprocess.Popen(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + timeout
-    while process.poll() is None and not any(row["step"] >= step for row in metrics(output_dir)):
-        if time.monotonic() > deadline:
-            _signal_tree(process.pid, signal.SIGKILL)
-            raise TimeoutError(f"step {step} was not reached in {timeout} s")
-        time.sleep(0.02)
-    if process.poll() is None:
-        _signal_tree(process.pid, number)
-    output, _ = process.communicate(timeout=timeout)
-    return output
+    with tempfile.TemporaryFile("w+") as said:
+        process = processes.start(words, cwd=ROOT, env=environment(), out=said, err=said)
+        deadline = time.monotonic() + timeout
+        while process.poll() is None and not any(row["step"] >= step for row in metrics(output_dir)):
+            if time.monotonic() > deadline:
+                _signal_tree(process.pid, signal.SIGKILL)
+                raise TimeoutError(f"step {step} was not reached in {timeout} s")
+            time.sleep(0.02)
+        if process.poll() is None:
+            _signal_tree(process.pid, number)
+        process.wait(timeout=timeout)
+        said.seek(0)
+        return said.read()
