@@ -1,6 +1,8 @@
 """A process that has imported the training stack once, and forks a process for each command that tests run.
 
-    python tests/fork_server.py FD          # tests/processes.py starts it; FD is its end of a socket
+    python tests/fork_server.py ADDRESS LIFELINE
+
+tests/processes.py starts it. ADDRESS is the socket to listen at; when the pipe LIFELINE is closed, the server ends.
 
 Importing takes most of the seconds of a run of six small steps. A forked process does all else as one that Python
 started: the script is read and run as `__main__` with its own arguments, environment, folder and files, in a session of
@@ -11,6 +13,7 @@ were imported before; what it leaves out is to take the interpreter's objects ap
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -20,12 +23,13 @@ import runpy
 import selectors
 import signal
 import socket
-import struct
 import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
+
+from fork_client import NUMBER
 
 PRELOADED = (
     "torch", "transformers", "datasets", "accelerate", "peft", "deepspeed", "transformers.models.qwen2.modeling_qwen2",
@@ -34,56 +38,87 @@ PRELOADED = (
 MAX_REQUEST = 1 << 20
 
 
-def serve(channel: socket.socket) -> dict[str, Any]:
-    """Fork for each request; returns only in a forked process, with its request."""
-    woken, wake = os.pipe()
-    for end in (woken, wake):
-        os.set_blocking(end, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # else the wake-up pipe would hear nothing
-    signal.set_wakeup_fd(wake)
-    statuses: dict[int, int] = {}  # of each process the pipe that waits for its exit code
-    selector = selectors.DefaultSelector()
-    selector.register(channel, selectors.EVENT_READ)
-    selector.register(woken, selectors.EVENT_READ)
-    while True:
-        ready = {key.fileobj for key, _ in selector.select()}
-        if woken in ready:
-            os.read(woken, 4096)
-            report(statuses)
-        if channel not in ready:
-            continue
-        message, files, _, _ = socket.recv_fds(channel, MAX_REQUEST, 3)
+class Server:
+    """Forks for what a connection asks, tells it the process's number and exit code, and kills it when it goes."""
+
+    def __init__(self, address: str, lifeline: int) -> None:
+        self.lifeline = lifeline
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(address)
+        self.listener.listen(64)
+        self.processes: dict[int, socket.socket] = {}
+        self.woken, self.wake = os.pipe()
+        for end in (self.woken, self.wake):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # else the wake-up pipe would hear nothing
+        signal.set_wakeup_fd(self.wake)
+        self.selector = selectors.DefaultSelector()
+        for waited_for in (self.listener, self.lifeline, self.woken):
+            self.selector.register(waited_for, selectors.EVENT_READ)
+
+    def serve(self) -> dict[str, Any]:
+        """Returns only in a forked process, with its request."""
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj == self.lifeline:
+                    raise SystemExit(0)  # the tests have ended
+                if key.fileobj == self.woken:
+                    os.read(self.woken, 4096)
+                    self.report()
+                elif key.fileobj is self.listener:
+                    self.selector.register(self.listener.accept()[0], selectors.EVENT_READ)
+                elif isinstance(key.fileobj, socket.socket) and key.fileobj.fileno() >= 0:
+                    request = self.hear(key.fileobj)
+                    if request is not None:
+                        return request
+
+    def hear(self, connection: socket.socket) -> dict[str, Any] | None:
+        """Fork for a request; a connection that ends, ends its process. Returns the request in the forked process."""
+        message, files, _, _ = socket.recv_fds(connection, MAX_REQUEST, 2)
         if not message:
-            raise SystemExit(0)  # the tests have ended
-        out, err, status = files
+            for pid, asked in list(self.processes.items()):
+                if asked is connection:
+                    os.kill(pid, signal.SIGKILL)  # it is waited for in `report`
+            self.selector.unregister(connection)
+            connection.close()
+            return None
         pid = os.fork()
         if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            selector.close()
-            channel.close()
-            for descriptor in (woken, wake, status, *statuses.values()):
+            self.leave()
+            for number, descriptor in enumerate(files, 1):
+                os.dup2(descriptor, number)
                 os.close(descriptor)
-            os.dup2(out, 1)
-            os.dup2(err, 2)
-            os.close(out)
-            os.close(err)
             return dict(json.loads(message))
-        os.close(out)
-        os.close(err)
-        statuses[pid] = status
-        channel.send(struct.pack("i", pid))
+        for descriptor in files:
+            os.close(descriptor)
+        self.processes[pid] = connection
+        tell(connection, pid)
+        return None
+
+    def leave(self) -> None:
+        """A forked process has none of the server's files and signals."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for key in list(self.selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            else:
+                os.close(key.fd)
+        os.close(self.wake)
+        self.selector.close()
+
+    def report(self) -> None:
+        """Tell those who wait the exit codes of the processes that have ended."""
+        while self.processes:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            tell(self.processes.pop(pid), os.waitstatus_to_exitcode(status))
 
 
-def report(statuses: dict[int, int]) -> None:
-    """Write the exit codes of the processes that have ended, each into its pipe."""
-    while statuses:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        pipe = statuses.pop(pid)
-        os.write(pipe, struct.pack("i", os.waitstatus_to_exitcode(status)))
-        os.close(pipe)
+def tell(connection: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # whoever asked may be dead, and its connection closed
+        connection.send(NUMBER.pack(number))
 
 
 def exit_after(request: dict[str, Any]) -> NoReturn:
@@ -140,4 +175,4 @@ if __name__ == "__main__":
         raise SystemExit(f"threads run after importing {PRELOADED}: {names}, {threading.enumerate()}")
     gc.collect()
     gc.freeze()  # a collection in a forked process leaves what was there before alone, and its pages shared
-    exit_after(serve(socket.socket(fileno=int(sys.argv[1]))))
+    exit_after(Server(sys.argv[1], int(sys.argv[2])).serve())
