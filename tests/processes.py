@@ -103,7 +103,7 @@ def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str], out: IO[An
         server = _servers[0]
         if env == server.env:
             if words[1:3] == LAUNCH:
-                script = next(i for i, word in enumerate(words) if word.endswith(".py") and Path(word).is_file())
+                script = next(i for i, word in enumerate(words) if word.endswith(".py") and (cwd / word).is_file())
                 words.insert(script, str(CLIENT))
                 env[ADDRESS] = server.address
             return Forked(*request(server.address, words[1:], str(cwd), env, out.fileno(), err.fileno()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.models.parts import HF_CLIP, TIMM_VIT, compose, save_decoder
 from tests.models.sharded import losses_alone
-from tests.recipes.launch import ROOT, environment
+from tests.recipes.launch import ROOT, run
 
 
 @pytest.mark.slow
@@ -39,7 +38,7 @@ def test_steps_with_pictures_in_some_processes(accelerate: str, tmp_path: Path) 
         "0",
     ]
     words += [str(ROOT / "tests" / "models" / "sharded.py"), str(checkpoint), str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    done = run(words, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["processes"] == 2

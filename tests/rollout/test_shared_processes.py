@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.models.parts import HF_SIGLIP, TIMM_VIT, compose, save_decoder
-from tests.recipes.launch import ROOT, environment
+from tests.recipes.launch import ROOT, run
 from tests.rollout.shared_processes import losses_alone
 
 
@@ -28,7 +27,7 @@ def test_two_processes(accelerate: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     words += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{accelerate}.yaml")]
     words += [str(ROOT / "tests" / "rollout" / "shared_processes.py"), str(checkpoint), str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
+    done = run(words, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["processes"] == 2 and report["told"] == [], "prompts were not shared"

@@ -32,7 +32,9 @@ def test_a_step_is_that_of_separate_rows(peft: bool, tmp_path: Path) -> None:
     case = {"beta": 0.05, "peft": peft}
     found = []
     for share in (True, False):
-        trainer = make_trainer(tmp_path / str(share), 8, 1, case, share_prompts=share, verify_sharing=1 if share else None)
+        trainer = make_trainer(
+            tmp_path / str(share), 8, 1, case, share_prompts=share, verify_sharing=1 if share else None
+        )
         samples = make_samples(rows, masked=False)
         trainer.scorer.score_fixed(samples)
         tokens = widths(trainer)

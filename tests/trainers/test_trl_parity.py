@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mmreason.losses.policy import LOSS_TYPES
+from tests.recipes.launch import run
 from tests.trainers.trl_parity import CASES, MORE, compare
 
 BOUND = 1e-6
@@ -42,8 +42,8 @@ def test_two_processes_equal_trl(tmp_path: Path, repo_root: Path) -> None:
     cases += ["gspo/luspo/2", "cispo/cispo/2", "vespo/vespo/2", "top_entropy/dapo/2"]
     config = repo_root / "recipes" / "accelerate" / "cpu_ddp2.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command = [*launch, "--module", "tests.trainers.trl_parity", str(tmp_path), *cases]
-    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=600)
+    command = [*launch, str(repo_root / "tests" / "trainers" / "trl_parity.py"), str(tmp_path), *cases]
+    done = run(command, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         found = json.loads((tmp_path / f"result-{rank}.json").read_text())
