@@ -2,7 +2,7 @@
 
 `start` and `run` do what `subprocess.Popen` and `subprocess.run` do. `python SCRIPT …`, `python -m MODULE …` of ours
 and `accelerate launch` with its processes are forked by tests/fork_server.py; any other command is a new process, and
-so is one whose environment is not the one that the server was started with. With a GPU none is forked: CUDA forbids it.
+so is one whose environment is not the one that a server was started with. With a GPU none is forked: CUDA forbids it.
 """
 
 from __future__ import annotations
@@ -63,17 +63,16 @@ class Forked:
 
 
 class ForkServer:
-    """The server's process. env: its environment. address: of its socket."""
+    """The server's process. address: of its socket."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = dict(env)
         self.folder = Path(tempfile.mkdtemp(prefix="mmreason-fork-"))
         self.address = str(self.folder / "socket")
         theirs, self._lifeline = os.pipe()
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(SERVER), self.address, str(theirs)],
-                pass_fds=[theirs], env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=[theirs], env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         os.close(theirs)
         atexit.register(self.close)
@@ -90,18 +89,25 @@ class ForkServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-_servers: list[ForkServer] = []
+_servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
+"""By environment: libraries read variables such as HF_HOME while they are imported."""
 
 
-def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str], out: IO[Any], err: IO[Any]) -> Any:
-    """A process in a session of its own: `Forked` or subprocess.Popen, which have poll, wait, kill, pid, returncode."""
+def start(
+    words: Sequence[str], *, cwd: Path, env: Mapping[str, str], out: IO[Any], err: IO[Any], often: bool = False
+) -> Any:
+    """A process in a session of its own: `Forked` or subprocess.Popen, which have poll, wait, kill, pid, returncode.
+
+    Args: often: this environment is worth a server of its own, if it is not that of the first process.
+    """
     words, env = list(words), {name: value for name, value in env.items() if name != "PYTEST_CURRENT_TEST"}
-    ours = words[1].endswith(".py") or words[1:3] == LAUNCH or (words[1] == "-m" and _is_ours(words[2]))
-    if words[0] == sys.executable and ours and not Path("/dev/nvidiactl").exists():
-        if not _servers:
-            _servers.append(ForkServer(env))
-        server = _servers[0]
-        if env == server.env:
+    python = words[0] == sys.executable and not Path("/dev/nvidiactl").exists()
+    if python and (words[1].endswith(".py") or words[1:3] == LAUNCH or (words[1] == "-m" and _is_ours(words[2]))):
+        known = frozenset(env.items())
+        if not _servers or (often and known not in _servers):
+            _servers[known] = ForkServer(env)
+        if known in _servers:
+            server = _servers[known]
             if words[1:3] == LAUNCH:
                 script = next(i for i, word in enumerate(words) if word.endswith(".py") and (cwd / word).is_file())
                 words.insert(script, str(CLIENT))
@@ -116,10 +122,12 @@ def _is_ours(module: str) -> bool:
     return module.startswith(("mmreason.", "data_builders."))
 
 
-def run(words: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    words: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float, often: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run it to its end and return what it said. Raises: subprocess.TimeoutExpired, after killing it."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start(words, cwd=cwd, env=env, out=out, err=err)
+        process = start(words, cwd=cwd, env=env, out=out, err=err, often=often)
         try:
             code = process.wait(timeout)
         except BaseException:
