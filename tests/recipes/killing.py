@@ -45,7 +45,7 @@ class Moment:
     after: bool = False
 
 
-def kill_at(words: Sequence[str], output_dir: Path, moment: Moment | str, timeout: float = 300) -> str:
+def kill_at(words: Sequence[str], output_dir: Path, moment: Moment | str, timeout: float = 600) -> str:
     """Start the command, kill it and all that it started at the moment, and return what it had said.
 
     Args:
@@ -91,7 +91,7 @@ def assert_killed_run_ends_alike(
     unbroken: Path | None = None,
     says: str | None = "Continuing from",
     compare: Callable[[Path, Path], None] | None = None,
-    timeout: float = 300,
+    timeout: float = 600,
 ) -> tuple[Path, Path]:
     """Run `make(output_dir)` once unbroken, once killed at each moment in turn, and compare what they leave.
 

@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
     }  # fmt: skip
 
 
-def run(words: Sequence[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(words: Sequence[str], timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return processes.run(words, cwd=ROOT, env=environment(), timeout=timeout)
 
 
@@ -86,7 +86,7 @@ def _signal_tree(pid: int, number: int) -> None:
             process.send_signal(number)
 
 
-def run_and_signal(words: Sequence[str], output_dir: Path, step: int, number: int, timeout: float = 300) -> str:
+def run_and_signal(words: Sequence[str], output_dir: Path, step: int, number: int, timeout: float = 600) -> str:
     """Start the command, send the signal to all its processes once `step` is done, return the output when it ended."""
     with tempfile.TemporaryFile("w+") as said:
         process = processes.start(words, cwd=ROOT, env=environment(), out=said, err=said)
