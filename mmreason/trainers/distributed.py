@@ -83,11 +83,19 @@ def data_parallel_size(accelerator: Accelerator) -> int:
     return accelerator.num_processes // tensor_parallel_size(accelerator)
 
 
+# Models that work with other processes live until their process ends. When torch takes a DDP model apart, it waits for
+# a thread of gloo while it holds the lock of the interpreter, and that thread may wait for the lock to let go of its
+# last tensor: the run would hang after all its work is done. `run_as_script` ends such processes with all in place.
+_LIVING: list[Accelerator] = []
+
+
 class DataParallel:
     """Collectives over processes that hold different data. Tensor-parallel partners hold the same and count once."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
+        if accelerator.num_processes > 1:
+            _LIVING.append(accelerator)
         self.partners = tensor_parallel_size(accelerator)
         self.size = data_parallel_size(accelerator)
         self.rank = data_rank(accelerator)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmreason.config import run_as_script
@@ -192,6 +196,22 @@ kept = Tensor()
 atexit.register(print, "exit function")
 run_as_script(lambda: print("work done"))
 """
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_models_of_several_processes_live_until_the_end(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch may hang when it takes a DDP model apart, so nothing does before `run_as_script` ends the process."""
+    from mmreason.trainers import distributed
+
+    monkeypatch.setattr(distributed, "_LIVING", [])
+    accelerator = SimpleNamespace(num_processes=processes, process_index=0, _models=[torch.nn.Linear(1, 1)])
+    monkeypatch.setattr(distributed, "tensor_parallel_size", lambda _: 1)
+    monkeypatch.setattr(distributed, "data_rank", lambda _: 0)
+    model = weakref.ref(accelerator._models[0])
+    distributed.DataParallel(accelerator)  # type: ignore[arg-type]
+    del accelerator
+    gc.collect()
+    assert (model() is not None) == (processes > 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
