@@ -148,7 +148,7 @@ def test_bad_input_is_named_before_training(
 @pytest.mark.slow
 def test_another_run_is_not_continued(unbroken: Path, small: list[str]) -> None:
     done = run(command(unbroken, small, "--ranking_loss", "plackett_luce"))
-    assert done.returncode == 1 and "ranking_loss: pairs there, plackett_luce now" in done.stderr
+    assert done.returncode == 1 and "ranking_loss: 'pairs' there, 'plackett_luce' now" in done.stderr
 
 
 def test_made_rankings_are_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
