@@ -13,6 +13,7 @@ were imported before; what it leaves out is to take the interpreter's objects ap
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import gc
 import importlib
@@ -27,6 +28,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from fork_client import NUMBER
@@ -159,11 +161,14 @@ def run(request: dict[str, Any]) -> None:
         module, *arguments = arguments
         sys.path[0] = request["cwd"]
         sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy._run_module_as_main(module)  # what `python -m` calls
         return
     sys.path[0] = str(Path(script).resolve().parent)
     sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    # Not runpy.run_path, which takes the script's variables apart when it ends.
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    main.__dict__.update(__file__=script, __builtins__=builtins)
+    exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)  # noqa: S102
 
 
 if __name__ == "__main__":
