@@ -89,6 +89,8 @@ class ForkServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+# What pytest and the libraries that a test process imports put there; nothing that the server imports reads it meanwhile.
+_OF_TESTS = ("ACCELERATE_", "KMP_", "PYTEST_", "PYTORCH_", "TORCHINDUCTOR_", "VLLM_")
 _servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
 """By environment: libraries read variables such as HF_HOME while they are imported."""
 
@@ -100,10 +102,10 @@ def start(
 
     Args: often: this environment is worth a server of its own, if it is not that of the first process.
     """
-    words, env = list(words), {name: value for name, value in env.items() if name != "PYTEST_CURRENT_TEST"}
+    words, env = list(words), dict(env)
     python = words[0] == sys.executable and not Path("/dev/nvidiactl").exists()
     if python and (words[1].endswith(".py") or words[1:3] == LAUNCH or (words[1] == "-m" and _is_ours(words[2]))):
-        known = frozenset(env.items())
+        known = frozenset((name, value) for name, value in env.items() if not name.startswith(_OF_TESTS))
         if not _servers or (often and known not in _servers):
             _servers[known] = ForkServer(env)
         if known in _servers:
