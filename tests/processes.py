@@ -89,7 +89,7 @@ class ForkServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-# What pytest and the libraries that a test process imports put there; nothing that the server imports reads it meanwhile.
+# What pytest and the libraries that a test process imports put there; nothing reads it while the server imports.
 _OF_TESTS = ("ACCELERATE_", "KMP_", "PYTEST_", "PYTORCH_", "TORCHINDUCTOR_", "VLLM_")
 _servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
 """By environment: libraries read variables such as HF_HOME while they are imported."""
