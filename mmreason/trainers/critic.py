@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -238,7 +239,26 @@ class ActorCritic:
             if group.get("part") == CRITIC:
                 group["lr"] = factor * scale
             else:  # at 0 there is no weight decay, either
-                group["lr"] = 0.0 if step < args.value_warmup_steps else factor
+                group["lr"] = 0.0 if step < args.value_warmup_steps else min(factor, self._ramp(step))
+
+    def _ramp(self, step: int) -> float:
+        """The policy's own warm-up, which begins when the critic's is over: the highest learning rate at this step."""
+        args = self.args
+        if args.value_warmup_steps == 0 or args.warmup_steps <= 1:
+            return math.inf
+        return float(args.learning_rate * (step - args.value_warmup_steps + 1) / args.warmup_steps)
+
+    def before_step(self, optimizer: Any, step: int) -> None:
+        """While the critic warms up, take the policy's gradients of 0 away from the optimizer.
+
+        Adam would average them in: after n of them and k real ones, its mean of squares is that of k in n + k, and the
+        policy's first steps are up to √((n + k) / k) times too long. (DeepSpeed's engine steps by itself, with them.)
+        """
+        if step < self.args.value_warmup_steps:
+            for group in optimizer.param_groups:
+                if group.get("part") != CRITIC:
+                    for parameter in group["params"]:
+                        parameter.grad = None
 
 
 def values_at(values: Tensor, batch: Samples) -> Tensor:

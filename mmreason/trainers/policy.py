@@ -304,6 +304,8 @@ class PolicyTrainer:
                 if accelerator.sync_gradients:
                     norm = self._clip()
                 if not accelerator.sync_gradients or self.guards.lets_step(norm, loss_sum):
+                    if self.ppo is not None and accelerator.sync_gradients:
+                        self.ppo.before_step(self.optimizer, self.state.step)
                     self.optimizer.step()
                 self.optimizer.zero_grad()
         if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -184,6 +184,20 @@ def test_while_warming_up_only_the_critic_learns(value_model: str, tmp_path: Pat
     assert any(not name.startswith("critic.") for name in third)
     rates = {group.get("part"): group["lr"] for group in trainer.optimizer.param_groups}
     assert rates["critic"] == pytest.approx(0.1 * rates[None])
+    # Adam has averaged none of the policy's gradients of 0: else its first steps would be several times too long.
+    steps = {name: trainer.optimizer.state[p]["step"].item() for name, p in model.named_parameters()}
+    assert {name.startswith("critic."): step for name, step in steps.items()} == {True: 3, False: 1}
+
+
+def test_the_policys_warm_up_begins_after_the_critics(tmp_path: Path) -> None:
+    options = {"learning_rate": 1e-2, "critic_learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup"}
+    trainer = make_ppo(tmp_path, value_model="shared", value_warmup_steps=3, warmup_steps=4, **options)
+    rates = []
+    for step in range(9):
+        trainer.ppo.set_learning_rates(trainer.optimizer, 1e-2, step)
+        rates.append({group.get("part"): group["lr"] for group in trainer.optimizer.param_groups})
+    assert [rate["critic"] for rate in rates] == pytest.approx([1e-3] * 9)
+    assert [rate[None] for rate in rates] == pytest.approx([0, 0, 0, 2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2])
 
 
 def test_completions_without_a_reward_move_nothing(tmp_path: Path) -> None:
