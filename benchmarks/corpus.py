@@ -6,8 +6,8 @@
 The peer is a script as datatrove's own examples have it: the same blocks with the same settings (reading, masking,
 language, Gopher's repetition and quality rules, exact and MinHash deduplication, parquet), wired by hand for one
 process. The builder also inspects the sources, counts reasons, and writes manifest, card and report. Both run in
-processes of their own, in turns; processor seconds count, and the ratio is the median over pairs of neighbouring runs,
-so that a busy machine disturbs little.
+processes of their own at the same time, so that what slows the machine slows both; processor seconds count, and the
+ratio is the median over such pairs.
 Writes benchmarks/results/corpus.csv and corpus.png.
 """
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -158,16 +158,27 @@ def kept_rows(out: Path) -> int:
     return sum(pq.read_metadata(path).num_rows for path in [*out.glob("*.parquet"), *out.glob("rows/*.parquet")])
 
 
-def measure(way: str, source: Path, seed: int) -> dict[str, Any]:
-    """Seconds, processor seconds and rows of a run in a process of its own."""
+def measure_pair(ways: Sequence[str], source: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """By way: seconds, processor seconds and rows of runs that work at the same time, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        command = [sys.executable, __file__, "--worker", way, str(source), str(out), "--seed", str(seed)]
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, env=child_environment(1), capture_output=True)
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return {"seconds": seconds, "cpu_seconds": cpu, "rows": kept_rows(out)}
+        outs = [Path(folder) / str(number) for number in range(len(ways))]
+        started = time.perf_counter()
+        names = {}
+        for way, out in zip(ways, outs, strict=True):
+            command = [sys.executable, __file__, "--worker", way, str(source), str(out), "--seed", str(seed)]
+            process = subprocess.Popen(
+                command, env=child_environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            names[process.pid] = (way, out)
+        found: dict[str, dict[str, Any]] = {}
+        while names:
+            pid, status, used = os.wait3(0)  # with what the processes used that it started itself
+            way, out = names.pop(pid)
+            if status != 0:
+                raise SystemExit(f"{way} ended with status {os.waitstatus_to_exitcode(status)} on {source}")
+            cpu = used.ru_utime + used.ru_stime
+            found[way] = {"seconds": time.perf_counter() - started, "cpu_seconds": cpu, "rows": kept_rows(out)}
+        return found
 
 
 def plot(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -194,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, help="folder with text/c4_demo.jsonl")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000, 8000], help="documents")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turns; the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; the median counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", nargs=3, metavar=("WAY", "SOURCE", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -208,14 +219,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "pages.jsonl"
             make_pages(source, size, arguments.data, arguments.seed)
-            runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-            for repeat in range(arguments.repeats):
-                for way in ways if repeat % 2 == 0 else reversed(ways):
-                    runs[way].append(measure(way, source, arguments.seed))
+            pairs = [
+                measure_pair(ways if repeat % 2 == 0 else ways[::-1], source, arguments.seed)
+                for repeat in range(arguments.repeats)
+            ]
+        runs = {way: [pair[way] for pair in pairs] for way in ways}
         rates = {way: size / statistics.median(one["cpu_seconds"] for one in runs[way]) for way in ways}
-        # The two runs of a pair follow each other, so that what slows the machine for a while slows both.
-        pairs = [[one["cpu_seconds"] for one in pair] for pair in zip(*(runs[way] for way in ways), strict=True)]
-        ratios = {ways[0]: 1.0, ways[1]: statistics.median(plain / ours for plain, ours in pairs)}
+        quicker = [pair[ways[0]]["cpu_seconds"] / pair[ways[1]]["cpu_seconds"] for pair in pairs]
+        ratios = {ways[0]: 1.0, ways[1]: statistics.median(quicker)}
         for way in ways:
             measured.append(
                 {
