@@ -83,10 +83,18 @@ def data_parallel_size(accelerator: Accelerator) -> int:
     return accelerator.num_processes // tensor_parallel_size(accelerator)
 
 
-# Models that work with other processes live until their process ends. When torch takes a DDP model apart, it waits for
-# a thread of gloo while it holds the lock of the interpreter, and that thread may wait for the lock to let go of its
-# last tensor: the run would hang after all its work is done. `run_as_script` ends such processes with all in place.
-_LIVING: list[Accelerator] = []
+_LIVING: list[Any] = []
+
+
+def keep_until_exit(accelerator: Accelerator, trainer: Any) -> None:
+    """Keep what works with other processes on the CPU until this process ends.
+
+    When torch takes a DDP model apart, it waits for a thread of gloo while it holds the lock of the interpreter, and
+    that thread may wait for the lock to let go of its last tensor: the run would hang after all its work is done.
+    `run_as_script` ends such processes with all in place.
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        _LIVING.append(trainer)
 
 
 class DataParallel:
@@ -94,8 +102,6 @@ class DataParallel:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        if accelerator.num_processes > 1:
-            _LIVING.append(accelerator)
         self.partners = tensor_parallel_size(accelerator)
         self.size = data_parallel_size(accelerator)
         self.rank = data_rank(accelerator)

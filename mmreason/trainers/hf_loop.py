@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from mmreason.trainers.arguments import TrainingOptions
-from mmreason.trainers.distributed import DataParallel
+from mmreason.trainers.distributed import DataParallel, keep_until_exit
 from mmreason.trainers.records import RunRecords
 from mmreason.trainers.state import CheckpointError, stop_on_signal
 from mmreason.types import ConfigError
@@ -85,6 +85,7 @@ class HFLoop(Trainer):
         self.options, self.checkpoint = options, checkpoint
         self.state.global_step = 0 if checkpoint is None else steps_done(checkpoint) or 0
         self.parallel = DataParallel(self.accelerator)
+        keep_until_exit(self.accelerator, self)
         self.records = RunRecords(options.output_dir, self.accelerator.is_main_process)
 
     def fit(self) -> bool:

@@ -35,6 +35,7 @@ from mmreason.trainers.distributed import (
     DataParallel,
     build_optimizer,
     configure_model,
+    keep_until_exit,
     lr_schedule,
     prepare_for_images,
     prepare_reference,
@@ -107,6 +108,7 @@ class PolicyTrainer:
         self.dataset, self.prompt_ids = train_dataset, list(prompt_ids)
         self.visuals = visuals_of(train_dataset, self.prompt_ids, tokenizer, args.chat_template_kwargs)
         self.parallel = DataParallel(accelerator)
+        keep_until_exit(accelerator, self)
         self.state = RunState()
         self.rewarder = Rewarder(
             train_dataset,

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.ddp import run_in_several
 from tests.pictures import ask, picture
 
 STEPS, LEARNING_RATE = 3, 0.1
@@ -92,4 +93,4 @@ def main(checkpoint: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_in_several(lambda: main(sys.argv[1], Path(sys.argv[2])))

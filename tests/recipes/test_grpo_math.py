@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmreason.config import run_as_script
 from mmreason.models.tiny import tiny_tokenizer
+from mmreason.trainers import distributed
 from mmreason.types import ConfigError
 from tests.recipes.conftest import call_recipe
 from tests.recipes.launch import environment, metrics
@@ -198,20 +199,19 @@ run_as_script(lambda: print("work done"))
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_models_of_several_processes_live_until_the_end(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("processes", "device", "kept"), [(1, "cpu", False), (2, "cpu", True), (2, "cuda", False)])
+def test_trainers_of_several_processes_live_until_the_end(
+    processes: int, device: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch may hang when it takes a DDP model apart, so nothing does before `run_as_script` ends the process."""
-    from mmreason.trainers import distributed
-
     monkeypatch.setattr(distributed, "_LIVING", [])
-    accelerator = SimpleNamespace(num_processes=processes, process_index=0, _models=[torch.nn.Linear(1, 1)])
-    monkeypatch.setattr(distributed, "tensor_parallel_size", lambda _: 1)
-    monkeypatch.setattr(distributed, "data_rank", lambda _: 0)
-    model = weakref.ref(accelerator._models[0])
-    distributed.DataParallel(accelerator)  # type: ignore[arg-type]
-    del accelerator
+    trainer = SimpleNamespace(policy=torch.nn.Linear(1, 1))
+    policy = weakref.ref(trainer.policy)
+    accelerator = SimpleNamespace(num_processes=processes, device=torch.device(device))
+    distributed.keep_until_exit(accelerator, trainer)  # type: ignore[arg-type]
+    del trainer
     gc.collect()
-    assert (model() is not None) == (processes > 1)
+    assert (policy() is not None) == kept
 
 
 @pytest.mark.parametrize("processes", [1, 2])

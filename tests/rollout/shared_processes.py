@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import mmreason.models  # noqa: F401
 from mmreason.data.visual import VisualPrompt, render_visual_prompt
 from mmreason.rollout.shared import SharedScoring
+from tests.ddp import run_in_several
 from tests.pictures import ask, cell, picture
 
 STEPS, LEARNING_RATE, G = 3, 0.05, 3
@@ -99,4 +100,4 @@ def main(checkpoint: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_in_several(lambda: main(sys.argv[1], Path(sys.argv[2])))

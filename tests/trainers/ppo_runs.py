@@ -15,6 +15,7 @@ from mmreason.trainers.batch import Samples
 from mmreason.trainers.distributed import build_accelerator
 from mmreason.trainers.policy import PolicyTrainer
 from mmreason.trainers.ppo_arguments import PPOConfig
+from tests.ddp import run_in_several
 from tests.trainers.trl_parity import make_model, make_rows
 
 ROWS = 8
@@ -110,4 +111,4 @@ def main(out: str, options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_in_several(lambda: main(*sys.argv[1:]))

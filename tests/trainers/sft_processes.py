@@ -61,5 +61,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    main()
+    from tests.ddp import run_in_several
+
+    run_in_several(main)

@@ -6,13 +6,14 @@ Used in one process by test_trl_parity.py, and under `accelerate launch` with tw
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.ddp import run_in_several
 
 G, ROWS, TEMPERATURE = 4, 8, 0.9
 CASES: dict[str, dict[str, Any]] = {
@@ -248,16 +249,19 @@ def compare(name: str, loss_type: str, accumulation: int, out: Path) -> dict[str
     return result
 
 
-if __name__ == "__main__":
+def main(folder: Path, cases: list[str]) -> None:
+    """Write this process's figures of the cases into `folder`."""
     from accelerate import PartialState
 
-    folder = Path(sys.argv[1])
     found = {
         f"{name}/{loss_type}/{accumulation}": compare(name, loss_type, accumulation, folder)
-        for name, loss_type, accumulation in (item.split("/") for item in sys.argv[2:])
+        for name, loss_type, accumulation in (case.split("/") for case in cases)
         for accumulation in [int(accumulation)]
     }
     state = PartialState()
     (folder / f"result-{state.process_index}.json").write_text(json.dumps(found))
     state.wait_for_everyone()
-    os._exit(0)  # gloo may abort while Python is finalised, see mmreason.config.run_as_script
+
+
+if __name__ == "__main__":
+    run_in_several(lambda: main(Path(sys.argv[1]), sys.argv[2:]))
