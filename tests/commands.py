@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -376,7 +377,15 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
             return None
         options = recipe_options(launch.training_script, launch.training_script_args)
     local = all(options[key] is None or is_local(options[key]) for key in ("model_name_or_path", "dataset_name"))
-    return [*words, *SMALL] if local else None
+    return [*words, *SMALL, *_small_stages(options)] if local else None
+
+
+def _small_stages(options: dict[str, Any]) -> Iterator[str]:
+    """Flags that cut the first stages of ReFT and RLHF to two steps."""
+    for stage in ("sft", "reward_model"):
+        if isinstance(options.get(stage), dict):
+            small = options[stage] | {"max_steps": 2, "per_device_train_batch_size": 16}
+            yield from (f"--{stage}", json.dumps(small | ({"eval_samples": 8} if stage == "reward_model" else {})))
 
 
 def is_local(name: str) -> bool:
