@@ -242,7 +242,10 @@ class ActorCritic:
                 group["lr"] = 0.0 if step < args.value_warmup_steps else min(factor, self._ramp(step))
 
     def _ramp(self, step: int) -> float:
-        """The policy's own warm-up, which begins when the critic's is over: the highest learning rate at this step."""
+        """The policy's own warm-up, which begins when the critic's is over: the highest learning rate at this step.
+
+        Only for a number of steps: a share of all steps counts from the first, in the schedule itself.
+        """
         args = self.args
         if args.value_warmup_steps == 0 or args.warmup_steps <= 1:
             return math.inf

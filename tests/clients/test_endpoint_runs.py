@@ -235,7 +235,7 @@ def test_a_router_passes_over_an_endpoint_that_fails(fault: str) -> None:
         start = time.monotonic()
         endpoints = two(broken, good, None, timeout_s=2.0)
         replies = asyncio.run(ask_router(Router(endpoints), [f"row {i}" for i in range(20)]))
-        assert time.monotonic() - start < 25  # it doesn't sit out the 30 s that the first asks for
+        assert time.monotonic() - start < 5
         assert {reply.endpoint for reply in replies} == {"two"}
         assert broken.log and len(good.log) == 20
 

@@ -402,7 +402,7 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
         "    return [0.0] * len(completions)\n"
     )
     flags = ("--reward_funcs", f"{tmp_path / 'mine.py'}:picky")
-    done = run(command(tmp_path / "run", *SMALL, *flags, accelerate="cpu_ddp2"), timeout=300)
+    done = run(command(tmp_path / "run", *SMALL, *flags, accelerate="cpu_ddp2"), timeout=120)
     assert done.returncode != 0
     assert "error (process 1): reward 'picky' failed" in done.stderr, done.stderr[-3000:]
     assert "rank one" in done.stderr

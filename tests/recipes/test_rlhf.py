@@ -143,3 +143,5 @@ def test_killed_in_two_stages_it_ends_like_an_unbroken_run(tmp_path: Path) -> No
     for row, value in zip(rows, said, strict=True):
         own = row["rewards/reward_model_reward"]  # small.yaml has a reward beside it
         assert (own is None or own != own) if value is None else own == pytest.approx(value, abs=1e-5)
+        if value is not None:
+            assert row["reward"] == pytest.approx(value + row["rewards/partial_credit_reward"], abs=1e-5)
