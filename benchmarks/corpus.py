@@ -245,8 +245,8 @@ def main() -> None:
                 {key: measured[-1][key] for key in ("documents", "way", "rows", "documents_per_cpu_s", "ratio")},
                 flush=True,
             )
-    save_rows(RESULTS / "corpus.csv", measured, ("texts", "documents", "way"))
-    plot(read_rows(RESULTS / "corpus.csv"), RESULTS / "corpus.png")
+        save_rows(RESULTS / "corpus.csv", measured, ("texts", "documents", "way"))
+        plot(read_rows(RESULTS / "corpus.csv"), RESULTS / "corpus.png")
 
 
 if __name__ == "__main__":

@@ -109,11 +109,16 @@ def save_tiny(
     texts: Iterable[str] | None = None,
     vocab_size: int = 1024,
     seed: int = 0,
+    tokenizer: Any = None,
 ) -> str:
-    """Write model and tokenizer (see `tiny_tokenizer` for texts and vocab_size) as a checkpoint; returns its path."""
+    """Write model and tokenizer (see `tiny_tokenizer` for texts and vocab_size) as a checkpoint; returns its path.
+
+    Args: tokenizer: to take in place of a new one, such as a teacher's.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = tiny_tokenizer(texts, vocab_size)
-    tiny_decoder(size, vocab_size=len(tokenizer), seed=seed).save_pretrained(path)
+    tokenizer = tiny_tokenizer(texts, vocab_size) if tokenizer is None else tokenizer
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tiny_decoder(size, vocab_size=len(tokenizer), seed=seed, **ids).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)

@@ -7,7 +7,7 @@ that name the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,12 @@ from mmreason.types import ConfigError
 _MIXED_WINDOW = 1024  # rows packed together where their order means something
 
 
-def trl_config(options: SFTOptions) -> SFTConfig:
-    """The options as TRL's configuration; under `accelerate launch` this also opens the process group."""
-    settings = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in OURS} | {
+def trl_config(options: SFTOptions, ours: Sequence[str] = OURS) -> SFTConfig:
+    """The options as TRL's configuration; under `accelerate launch` this also opens the process group.
+
+    Args: ours: options that it doesn't know.
+    """
+    settings = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in ours} | {
         "report_to": options.report_to or "none",
         "bf16": resolve_bf16(options.bf16, options.use_cpu),
         "use_cpu": options.use_cpu or not torch.accelerator.is_available(),
@@ -123,12 +126,12 @@ class SFTTrainer(AdapterTraining, HFLoop, TRLSFTTrainer):
             args=config,
             train_dataset=stand_in,
             processing_class=processor,
-            data_collator=Collator(model, self.tokenizer.pad_token_id, self.padding_free_rows),
+            data_collator=self.make_collator(model),
         )
         prepare_for_images(self.model, self.accelerator, rows.image_counts)
         autocast = config.bf16 or config.fp16
         self.features = open_features(options, self.model, processor, rows.image_counts, autocast=autocast)
-        self.train_dataset = StepRows(self._stored(rows), sources)
+        self.train_dataset = self.make_dataset(self._stored(rows), sources)
         self.order = order or ShuffledOrder(len(rows), options.seed)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the step's weight, not by the accumulation
         self.begin(options, checkpoint)
@@ -140,6 +143,14 @@ class SFTTrainer(AdapterTraining, HFLoop, TRLSFTTrainer):
         self._sampler = self._step_order(rows)
 
     # ---- the loop
+
+    def make_collator(self, model: Any) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
+        """What makes a micro-batch of bins."""
+        return Collator(model, self.tokenizer.pad_token_id, self.padding_free_rows)
+
+    def make_dataset(self, rows: CheckedRows, sources: Sequence[str]) -> torch.utils.data.Dataset[Any]:
+        """What makes a bin's rows of their numbers."""
+        return StepRows(rows, sources)
 
     def _step_order(self, rows: CheckedRows) -> StepOrder:
         options, args = self.options, self.args
@@ -231,7 +242,13 @@ class SFTTrainer(AdapterTraining, HFLoop, TRLSFTTrainer):
         options = self.options
         if self.features is not None and held_out.visuals is not None:
             held_out.visuals.use_features(self.features, keep_images=False)
-        engine = HFEngine(
+        sampling = Sampling(max_tokens=options.max_completion_length)
+        return measure(self.engine(), held_out, self.tokenizer, sampling, self.parallel, k=k, seed=options.seed)
+
+    def engine(self) -> HFEngine:
+        """Samples from the current weights."""
+        options = self.options
+        return HFEngine(
             self.model_wrapped,
             self.accelerator,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -240,8 +257,6 @@ class SFTTrainer(AdapterTraining, HFLoop, TRLSFTTrainer):
             batch_size=options.hf_generation_batch_size,
             gradient_checkpointing_kwargs=options.gradient_checkpointing_kwargs,
         )
-        sampling = Sampling(max_tokens=options.max_completion_length)
-        return measure(engine, held_out, self.tokenizer, sampling, self.parallel, k=k, seed=options.seed)
 
     def _stored(self, rows: CheckedRows) -> CheckedRows:
         return rows if self.features is None else StoredRows(rows, self.features)
@@ -270,10 +285,11 @@ class SFTTrainer(AdapterTraining, HFLoop, TRLSFTTrainer):
             padded=not self.padding_free_rows,
         )
         data = StepRows(self._stored(rows), sorted(set(rows.sources)))
+        collate = Collator(self.model, self.tokenizer.pad_token_id, self.padding_free_rows)
         bins, size = list(order), order.per_micro_batch
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         for start in range(self.parallel.rank * size, len(bins), self.parallel.size * size):
-            batch = self.data_collator([data[one] for one in bins[start : start + size]])
+            batch = collate([data[one] for one in bins[start : start + size]])
             del batch["row_sources"]
             with self.compute_loss_context_manager():
                 losses = token_losses(model, self._prepare_inputs(batch))

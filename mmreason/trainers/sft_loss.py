@@ -38,41 +38,69 @@ class TokenLosses:
         return (self.nll * self.weights).sum()
 
 
+@dataclass(frozen=True)
+class Places:
+    """The S places of a micro-batch that predict a supervised token, row after row.
+
+    row, at: (S,) of the place itself. tokens: (S,) what stands behind it. weights, row_numbers: (S,) of that token.
+    columns: (K,) the different `at`, ascending; column: (S,) each place's among them.
+    """
+
+    row: Tensor
+    at: Tensor
+    tokens: Tensor
+    weights: Tensor
+    row_numbers: Tensor
+    columns: Tensor
+    column: Tensor
+
+    def pick(self, values: Tensor) -> Tensor:
+        """(B, K, …) values at the columns of every row -> (S, …) at the places."""
+        # With one row (always so without padding) the columns are the places themselves, in their order.
+        return values[0] if values.shape[0] == 1 else values[self.row, self.column]
+
+
+def supervised_places(batch: Mapping[str, Any]) -> Places:
+    """Of `mmreason.data.collate.collate_rows`. A batch without a supervised token gives one place of weight 0, so that
+    every process has a graph to go back through."""
+    weights = batch["loss_weights"][:, 1:]
+    row, at = (weights != 0).nonzero(as_tuple=True)
+    if not len(at):
+        row, at = row.new_zeros(1), at.new_zeros(1)
+    columns, column = at.unique(return_inverse=True)
+    tokens, numbers = batch["input_ids"][row, at + 1], batch["row_numbers"][row, at + 1]
+    return Places(row, at, tokens, weights[row, at], numbers, columns, column)
+
+
 def token_losses(model: Any, batch: Mapping[str, Any], *, with_aux: bool = False) -> TokenLosses:
     """One forward pass of a micro-batch, the head only on those positions that predict a supervised token.
 
     Args:
         model: any causal LM or vision-language model, wrapped or not.
-        batch: of `mmreason.data.collate.collate_rows`. One without a supervised token gives a token of weight 0, so
-            that every process has a graph to go back through.
+        batch: of `mmreason.data.collate.collate_rows`.
         with_aux: also ask a mixture of experts for its load-balancing loss.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights", "row_numbers")}
-    weights = batch["loss_weights"][:, 1:]
-    row, at = (weights != 0).nonzero(as_tuple=True)
-    if not len(at):
-        row, at = row.new_zeros(1), at.new_zeros(1)
-    columns, place = at.unique(return_inverse=True)
-    logits, aux = _logits(model, inputs, columns, with_aux)
-    # With one row (always so without padding) the columns are the places themselves, in their order.
-    picked = logits[0] if logits.shape[0] == 1 else logits[row, place]
-    tokens = batch["input_ids"][row, at + 1]
-    logps, _ = token_logps(picked, tokens)
+    places = supervised_places(batch)
+    picked, out = place_logits(model, batch, places, **({"output_router_logits": True} if with_aux else {}))
+    aux = out.get("aux_loss") if with_aux else None
+    logps, _ = token_logps(picked, places.tokens)
     with torch.no_grad():
-        correct = picked.argmax(-1) == tokens
-    return TokenLosses(-logps, weights[row, at], correct, batch["row_numbers"][row, at + 1], aux)
+        correct = picked.argmax(-1) == places.tokens
+    return TokenLosses(-logps, places.weights, correct, places.row_numbers, aux)
 
 
-def _logits(model: Any, inputs: dict[str, Any], columns: Tensor, with_aux: bool) -> tuple[Tensor, Tensor | None]:
-    """((B, K, V) logits at K columns of every row, the router's loss)."""
-    if with_aux:
-        inputs["output_router_logits"] = True
-    columns = columns + _virtual_tokens(model)
+def place_logits(model: Any, batch: Mapping[str, Any], places: Places, **more: Any) -> tuple[Tensor, Any]:
+    """One forward pass: ((S, V) logits at the places, all that the model gave).
+
+    Args: batch: see `token_losses`. more: of the model's forward.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights", "row_numbers")}
+    columns = places.columns + _virtual_tokens(model)
     keeps = "logits_to_keep" in inspect.signature(type(base_model(model)).forward).parameters
     if keeps:
         inputs["logits_to_keep"] = columns
-    out = model(**inputs, use_cache=False)
-    return out.logits if keeps else out.logits[:, columns], out.get("aux_loss") if with_aux else None
+    out = model(**inputs, **more, use_cache=False)
+    return places.pick(out.logits if keeps else out.logits[:, columns]), out
 
 
 def _virtual_tokens(model: Any) -> int:

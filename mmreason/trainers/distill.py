@@ -1,0 +1,346 @@
+"""Distillation: supervised fine-tuning whose labels are a teacher's distributions.
+
+The loop, the micro-batches, the measurements and the checkpoints are those of `mmreason.trainers.sft`; what is added is
+what the teachers say about the same tokens, and, for on-policy distillation, whose tokens those are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor
+
+from mmreason.data.mixture import RowOrder
+from mmreason.losses.distill import in_chunks, top_k_logps
+from mmreason.losses.lm import token_logps
+from mmreason.rollout.types import Sampling
+from mmreason.trainers.distill_arguments import DistillOptions, Schedule
+from mmreason.trainers.distill_heads import Head, head_stands_alone, place_hidden
+from mmreason.trainers.distill_layers import ATTRIBUTE, WhiteBox
+from mmreason.trainers.distill_loss import (
+    Comparison,
+    PlaceValues,
+    TransferMonitor,
+    confidence_weights,
+    farthest,
+    label_logps,
+)
+from mmreason.trainers.distill_rows import DistillCollator, DistillRow, DistillRows, check_renderings, sample_rows
+from mmreason.trainers.distill_store import RowLogps, TeacherStore
+from mmreason.trainers.distill_teacher import LocalTeacher, TeacherView, vocabulary_size
+from mmreason.trainers.sft import Collator, SFTTrainer
+from mmreason.trainers.sft_loss import Places, TokenLosses, place_logits, supervised_places
+from mmreason.types import MMReasonError
+
+
+class DistillTrainer(SFTTrainer):
+    """Teaches `model` what the teachers say.
+
+    Args:
+        teachers: beside the student; on the host until training begins. stores: for `teacher_logits: stored`, one per
+            entry of `weights`: where its log-probabilities lie, or are to be put.
+        weights: of row source -> one weight per teacher.
+        The others: see `SFTTrainer`.
+
+    Raises: ConfigError: as `SFTTrainer`; a layer map or teacher that doesn't fit.
+    """
+
+    options: DistillOptions
+
+    def __init__(
+        self,
+        model: Any,
+        options: DistillOptions,
+        config: Any,
+        rows: Any,
+        processor: Any,
+        checkpoint: Path | None = None,
+        order: RowOrder | None = None,
+        *,
+        teachers: Sequence[LocalTeacher] = (),
+        stores: Sequence[TeacherStore] = (),
+        weights: Callable[[str], Sequence[float]] = lambda _: (1.0,),
+    ) -> None:
+        self.teachers, self.stores = list(teachers), list(stores)
+        layers = options.layer_options()
+        self.white_box = None
+        if layers is not None:
+            same = teachers[0].rows is None
+            self.white_box = WhiteBox(layers, model, teachers[0].model, same_rendering=same)
+        for teacher in teachers:
+            if teacher.rows is not None:
+                check_renderings(rows, teacher.rows, teacher.name)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self.vocab = vocabulary_size([model, *(teacher.model for teacher in teachers)], tokenizer)
+        self.all_rows = rows
+        super().__init__(model, options, config, rows, processor, checkpoint, order)
+        sources = sorted(set(rows.sources))
+        self.weights = torch.tensor([list(weights(source)) for source in sources], dtype=torch.float32)
+        self.monitor = TransferMonitor(sources)
+        self.temperature = Schedule.parse(options.temperature, "temperature")
+        self.alpha = Schedule.parse(options.alpha, "alpha")
+        self.lmbda = Schedule.parse(options.lmbda, "lmbda")
+        self.similarity: dict[str, float] = {}
+        self._terms: dict[str, list[Tensor]] = {}
+        self._head_alone: bool | None = None
+
+    # ---- rows
+
+    def make_collator(self, model: Any) -> Any:
+        pad, free = self.tokenizer.pad_token_id, self.padding_free_rows
+        # A teacher's own rendering is padded: its row lengths are not the ones that bins were packed by.
+        own = [None if one.rows is None else Collator(one.model, pad, False) for one in self.teachers]
+        collate = DistillCollator(Collator(model, pad, free), [None] * len(self.stores) if self.stores else own)
+        self.collate = collate
+        return _Bins if self.options.mode == "on_policy" else collate
+
+    def make_dataset(self, rows: Any, sources: Sequence[str]) -> Any:
+        if self.stores:
+            return DistillRows(rows, sources, [None] * len(self.stores), self.stores)
+        return DistillRows(rows, sources, [one.rows for one in self.teachers], [None] * len(self.teachers))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Of an on-policy step the prompts alone are taken from the rows; the student answers them first."""
+        if self.options.mode != "on_policy":
+            found: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+            return found
+        bins: list[list[list[DistillRow]]] = [one.bins for one in islice(epoch_iterator, num_batches)]
+        if self._is_on_policy():
+            bins = self._answered(bins)
+        batches = [self.collate(one) for one in bins]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _is_on_policy(self) -> bool:
+        """Whether this step learns from the student's answers: a coin that all processes throw alike."""
+        step = self.state.global_step
+        coin = torch.rand((), generator=torch.Generator().manual_seed(self.args.seed * 1_000_003 + step))
+        return bool(coin < self.lmbda.at(step, self.state.max_steps))
+
+    def _answered(self, bins: list[list[list[DistillRow]]]) -> list[list[list[DistillRow]]]:
+        rows = [row for micro_batch in bins for one in micro_batch for row in one]
+        options = self.options
+        sampling = Sampling(max_tokens=options.max_completion_length, temperature=options.sampling_temperature)
+        seed = self.args.seed * 1_000_003 + 2 * self.state.global_step + 1
+        answered = iter(sample_rows(rows, self.engine(), sampling, seed))
+        return [[[next(answered) for _ in one] for one in micro_batch] for micro_batch in bins]
+
+    # ---- loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """DeepSpeed turns all numbers into the model's dtype, of which log-probabilities must not be."""
+        told, names = inputs.pop("teachers", []), inputs.pop("row_ids", [])
+        prepared = super()._prepare_inputs(inputs)
+        device = prepared["input_ids"].device
+        moved = [None if one is None else {name: value.to(device) for name, value in one.items()} for one in told]
+        return prepared | {"teachers": moved, "row_ids": names}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This process's part of Σ weight · ((1-α) nll + α T² divergence + layers) / Σ weight over the step."""
+        told, names, sources = inputs.pop("teachers"), inputs.pop("row_ids"), inputs.pop("row_sources")
+        step, steps = self.state.global_step, int(self.state.max_steps)
+        temperature, alpha = self.temperature.at(step, steps), self.alpha.at(step, steps)
+        views = [self._view(place, inputs, one) for place, one in enumerate(told)]
+        places, states, head, output = self._student(model, inputs)
+        weights = self._without_bad_rows(places, views, names)
+        per_teacher = self._teacher_weights(places, sources, views)
+        comparison = self._comparison(temperature)
+        values = comparison.values(states, head, places.tokens, views, per_teacher)
+        if self.options.hard_share != 1:
+            weights = farthest(values.divergence, weights, self.options.hard_share)
+        # A row that no teacher speaks for is learned from its own tokens.
+        share = alpha * (per_teacher.sum(1) > 0)
+        losses = (1 - share) * values.nll + share * temperature**2 * values.divergence
+        total = (torch.where(weights != 0, losses, 0.0) * weights).sum()
+        if self.white_box is not None:
+            total = total + weights.sum() * self._layer_terms(model, output, views[0], places, inputs)
+        self._record(values, places, weights, sources)
+        loss = total / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny) * self.parallel.size
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * output["aux_loss"] / self.current_gradient_accumulation_steps
+        return (loss, None) if return_outputs else loss
+
+    @property
+    def _chunked(self) -> bool:
+        """Whether heads are applied chunk by chunk: not where every process must call them equally often."""
+        spread = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        return self.options.logits_chunk_size is not None and self.accelerator.distributed_type not in spread
+
+    def _comparison(self, temperature: float) -> Comparison:
+        options = self.options
+        return Comparison(
+            options.divergence,
+            options.beta,
+            temperature,
+            self.vocab,
+            top_k=options.top_k if not self.stores else None,
+            chunk=options.logits_chunk_size,
+        )
+
+    def _student(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Places, Tensor, Head | None, Any]:
+        more: dict[str, Any] = {} if self.white_box is None else dict(self.white_box.forward_options)
+        if self.aux_loss_enabled:
+            more["output_router_logits"] = True
+        places = supervised_places(inputs)
+        finds_unused = self.args.ddp_find_unused_parameters and self.parallel.size > 1  # DDP would miss the head
+        if self._chunked and not finds_unused:
+            if self._head_alone is None:
+                self._head_alone = head_stands_alone(model, inputs, places)
+            if self._head_alone:
+                states, head, output = place_hidden(model, inputs, places, **more)
+                return places, states, head, output
+        logits, output = place_logits(model, inputs, places, **more)
+        return places, logits, None, output
+
+    def _view(self, place: int, inputs: Mapping[str, Any], told: Any) -> TeacherView:
+        """What teacher number `place` says. told: of the collator."""
+        if self.stores:
+            return TeacherView(ids=told["ids"], logps=told["logps"], label_logps=told["label_logps"])
+        more = {} if self.white_box is None else self.white_box.forward_options
+        with self.compute_loss_context_manager():
+            return self.teachers[place].look(inputs if told is None else told, chunked=self._chunked, **more)
+
+    def _without_bad_rows(self, places: Places, views: Sequence[TeacherView], names: Sequence[str]) -> Tensor:
+        """The places' weights, 0 for rows of which a teacher said NaN; those are named, and counted."""
+        bad = torch.zeros_like(places.weights, dtype=torch.bool)
+        for view in views:
+            bad |= view.bad_places().to(bad.device)
+        if not bool(bad.any()):
+            return places.weights
+        numbers = places.row_numbers[bad].unique()
+        told = ", ".join(str(names[number]) for number in numbers.tolist()[:5])
+        message = f"a teacher gave NaN for {len(numbers)} rows of step {self.state.global_step + 1}: {told}"
+        if self.options.on_teacher_nan == "error":
+            raise MMReasonError(f"{message}. Leave such rows out, or set on_teacher_nan: skip")
+        print(f"WARNING: {message}; they are left out", flush=True)
+        self.monitor.skipped += len(numbers)
+        return places.weights.masked_fill(torch.isin(places.row_numbers, numbers), 0.0)
+
+    def _teacher_weights(self, places: Places, sources: Tensor, views: Sequence[TeacherView]) -> Tensor:
+        """(S, J) of each teacher at each place."""
+        device = places.weights.device
+        by_row = self.weights.to(device)[sources.to(device)]
+        if self.options.teacher_weighting == "confidence" and len(views) > 1:
+            sums = by_row.new_zeros(len(by_row), len(views))
+            counts = by_row.new_zeros(len(by_row)).index_add(0, places.row_numbers, places.weights)
+            for place, view in enumerate(views):
+                found = label_logps(view, places.tokens, self.vocab, self.options.logits_chunk_size)
+                sums[:, place].index_add_(0, places.row_numbers, -found * places.weights)
+            by_row = confidence_weights(by_row, sums / counts.clamp(min=1e-30)[:, None])
+        return by_row[places.row_numbers]
+
+    def _layer_terms(
+        self, model: Any, output: Any, view: TeacherView, places: Places, inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Σ of the terms inside the model, per supervised token."""
+        assert self.white_box is not None and view.places is not None
+        outputs, both = (output, view.output), (places, view.places)
+        progress = self.state.global_step / max(1, int(self.state.max_steps))
+        own = self.accelerator.unwrap_model(model)
+        terms = self.white_box.terms(own, outputs, both, inputs["attention_mask"], progress)
+        for name, value in terms.items():
+            self._terms.setdefault(name, []).append(value.detach())
+        interval = self.args.logging_steps
+        if self.state.global_step % interval == interval - 1 or self.state.global_step == 0:
+            self.similarity = self.white_box.similarity(outputs, both)
+        return torch.stack(list(terms.values())).sum()
+
+    def _record(self, values: PlaceValues, places: Places, weights: Tensor, sources: Tensor) -> None:
+        numbers = sources.to(places.row_numbers.device)[places.row_numbers]
+        self.monitor.add(values, weights, numbers)
+        correct = values.correct.bool()
+        self.source_losses.add(TokenLosses(values.nll, places.weights, correct, places.row_numbers), sources)
+
+    def more_metrics(self) -> dict[str, float]:
+        """Losses by source; how near the student is; each term inside the model. Collective."""
+        told = super().more_metrics() | self.monitor.collect(self.parallel)
+        for name, values in sorted(self._terms.items()):
+            told[f"distill/{name}"] = (self.parallel.sum(torch.stack(values).mean()) / self.parallel.size).item()
+        self._terms = {}
+        return told | self.similarity
+
+    # ---- around the steps
+
+    def before_training(self) -> None:
+        """Put the teachers on their devices; let them say all they have to say, if that is to be kept. Collective."""
+        super().before_training()
+        for teacher in self.teachers:
+            teacher.prepare(self.accelerator)
+        for place, store in enumerate(self.stores):
+            teacher_at_hand = self.teachers[place] if place < len(self.teachers) else None
+            store.fill(
+                None if teacher_at_hand is None else lambda part, one=teacher_at_hand: self._said(one, part),  # type: ignore[misc]
+                is_main=self.accelerator.is_main_process,
+                broadcast=lambda value: broadcast_object_list([value])[0],
+            )
+        if self.stores:
+            self.teachers = []  # their memory is free from here on
+        if self.white_box is not None and self.checkpoint is not None:
+            self.white_box.load(self.accelerator.unwrap_model(self.model), self.checkpoint)
+
+    @torch.no_grad()
+    def _said(self, teacher: LocalTeacher, part: range) -> list[RowLogps]:
+        """A teacher's likeliest tokens for some training rows, on the main process. Collective."""
+        size, world = self.args.per_device_train_batch_size, self.parallel.size
+        own = None if teacher.rows is None else Collator(teacher.model, self.tokenizer.pad_token_id, False)
+        collate = own or Collator(self.model, self.tokenizer.pad_token_id, False)
+        rows = self.all_rows if teacher.rows is None else teacher.rows
+        made: list[tuple[int, RowLogps]] = []
+        for start in range(part.start, part.stop, size * world):
+            first = start + self.parallel.rank * size
+            mine = list(range(first, min(first + size, part.stop)))
+            batch = dict(collate([[(rows[number], 0) for number in mine or [part.start]]]))
+            del batch["row_sources"]
+            batch = super()._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                view = teacher.look(batch, chunked=self._chunked)
+            made += zip(mine, self._kept(view, len(mine)), strict=True)
+        everything = self.parallel.gather_objects(made)
+        return [row for _, row in sorted(everything, key=lambda one: one[0])]
+
+    def _kept(self, view: TeacherView, rows: int) -> list[RowLogps]:
+        """The k likeliest of a micro-batch's places, by row."""
+        assert view.places is not None and view.states is not None
+        places, head, k = view.places, view.head, min(self.options.stored_k, self.vocab)
+        temperature = self.temperature.at(0, 1)
+
+        def compute(states: Tensor, tokens: Tensor) -> Tensor:
+            logits = (states if head is None else head(states))[:, : self.vocab]
+            ids, logps = top_k_logps(logits, k, temperature=temperature)
+            label, _ = token_logps(logits, tokens)
+            return torch.cat([ids.double(), logps.double(), label.double()[:, None]], dim=1)
+
+        size = self.options.logits_chunk_size or len(places.tokens)
+        found = in_chunks(compute, view.states, places.tokens, size=size).cpu()
+        kept = []
+        for row in range(rows):
+            own = found[(places.row.cpu() == row) & (places.weights.cpu() != 0)].numpy()
+            kept.append(
+                RowLogps(own[:, :k].astype("int32"), own[:, k : 2 * k].astype("float32"), own[:, -1].astype("float32"))
+            )
+        return kept
+
+    def before_checkpoint(self, folder: Path) -> None:
+        super().before_checkpoint(folder)
+        if self.white_box is not None:
+            self.white_box.save(self.accelerator.unwrap_model(self.model), folder)
+
+    def save_final(self, folder: Path, processor: Any) -> None:
+        """The student without what was added to learn from the teacher's layers."""
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, ATTRIBUTE):
+            delattr(model, ATTRIBUTE)
+        super().save_final(folder, processor)
+
+
+class _Bins:
+    """Bins as they are, until it is known whose answers the step learns from."""
+
+    def __init__(self, bins: Sequence[list[Any]]) -> None:
+        self.bins = list(bins)

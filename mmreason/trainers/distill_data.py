@@ -1,0 +1,84 @@
+"""The teachers that a run's options name, and where their log-probabilities are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmreason.data.loss_spans import LossOn
+from mmreason.data.supervised import SupervisedRows, prepare_supervised
+from mmreason.data.visual import can_see
+from mmreason.trainers.arguments import DataArguments
+from mmreason.trainers.distill_arguments import DistillOptions, Schedule
+from mmreason.trainers.distill_store import TeacherStore, rows_digest
+from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, model_digest, tokenizer_digest
+from mmreason.trainers.problems import Say
+from mmreason.types import ConfigError
+
+FOLDER = "teacher"
+"""In a run's output folder: what teachers gave."""
+
+
+def load_teachers(
+    args: DistillOptions,
+    student: Any,
+    train: Any,
+    rows: SupervisedRows,
+    loss_on: LossOn,
+    data: DataArguments,
+    say: Say,
+) -> list[LocalTeacher]:
+    """The teachers that have to be asked, with their own rendering of rows with pictures.
+
+    Args: student: its processor. train: the rows as Examples. rows: as the student reads them.
+    Raises: ConfigError: another vocabulary, or a teacher without eyes for rows with pictures.
+    """
+    found: list[LocalTeacher] = []
+    if args.mode == "hard":
+        return found
+    pictures = any(rows.image_counts)
+    for options in args.all_teachers():
+        model, processor = load_teacher(options, student)
+        if pictures and not can_see(processor):
+            raise ConfigError(
+                f"the teacher {options.path} takes no images, and rows have some: it would grade what it can't see. "
+                "Name a teacher that sees, or let it write texts from captions (mmreason build visual_instruct) and "
+                "learn those with mode: hard"
+            )
+        own = None
+        if pictures:
+            say(f"Rendering the rows for the teacher {options.path}.")
+            own, _ = prepare_supervised(
+                train,
+                processor,
+                loss_on=loss_on,
+                on_bad_row=data.on_bad_row,
+                chat_template_kwargs=args.chat_template_kwargs,
+            )
+        found.append(LocalTeacher(options, model, own))
+    return found
+
+
+def stores_of(
+    args: DistillOptions, teachers: list[LocalTeacher], rows: SupervisedRows, processor: Any
+) -> list[TeacherStore]:
+    """A store for each teacher, where what they say is kept; else none.
+
+    Without a teacher the store is read alone, whoever's it is.
+    """
+    if args.teacher_logits != "stored":
+        return []
+    root = Path(args.teacher_store or Path(args.output_dir) / FOLDER)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    key = {
+        "tokenizer": tokenizer_digest(tokenizer),
+        "data": rows_digest(rows),
+        "k": min(args.stored_k, len(tokenizer)),
+        "temperature": Schedule.parse(args.temperature, "temperature").start,
+    }
+    if not teachers:
+        return [TeacherStore(root / "0", key, len(rows))]
+    return [
+        TeacherStore(root / str(place), key | {"teacher": model_digest(one.name) | {"path": one.name}}, len(rows))
+        for place, one in enumerate(teachers)
+    ]

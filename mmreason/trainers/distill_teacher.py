@@ -1,0 +1,152 @@
+"""The teachers of a distillation run: loaded and checked, and what one says about a micro-batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmreason.losses.distill import NO_TOKEN
+from mmreason.trainers.arguments import ModelArguments
+from mmreason.trainers.distill_arguments import TeacherOptions
+from mmreason.trainers.distill_heads import Head, head_stands_alone, place_hidden
+from mmreason.trainers.distributed import prepare_reference
+from mmreason.trainers.preference_reference import _weights_key
+from mmreason.trainers.sft_loss import Places, place_logits, supervised_places
+from mmreason.types import ConfigError
+
+
+@dataclass
+class TeacherView:
+    """What a teacher says at the S places of a micro-batch: whole, or by its k likeliest tokens.
+
+    states: (S, H) what `head` makes logits of; or the logits themselves, where head is None.
+    ids, logps: (S, k) in place of states. label_logps: (S,) of the rows' own tokens, where they are known already.
+    output: all that the model gave, for losses inside it. places: in the teacher's own rendering.
+    """
+
+    states: Tensor | None = None
+    head: Head | None = None
+    ids: Tensor | None = None
+    logps: Tensor | None = None
+    label_logps: Tensor | None = None
+    output: Any = None
+    places: Places | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """What goes with the places, chunk by chunk."""
+        return [self.states] if self.states is not None else [self.ids, self.logps]  # type: ignore[list-item]
+
+    def bad_places(self) -> Tensor:
+        """(S,) where it gave NaN or infinity."""
+        if self.states is not None:
+            return ~torch.isfinite(self.states).all(-1)
+        assert self.ids is not None and self.logps is not None
+        return (torch.isnan(self.logps) & (self.ids != NO_TOKEN)).any(-1)
+
+
+@dataclass
+class LocalTeacher:
+    """A model beside the student.
+
+    rows: the training rows as its own processor renders them; None where the student's suit.
+    """
+
+    options: TeacherOptions
+    model: Any
+    rows: Any = None
+    head_alone: bool | None = field(default=None, init=False)
+
+    @property
+    def name(self) -> str:
+        return self.options.path
+
+    def prepare(self, accelerator: Any) -> None:
+        """Onto the device, frozen; over processes where the student is. Collective."""
+        self.model = prepare_reference(self.model, accelerator)
+
+    @torch.no_grad()
+    def look(self, batch: Mapping[str, Any], *, chunked: bool, **more: Any) -> TeacherView:
+        """One forward pass without gradient. Collective where its weights are spread over processes.
+
+        Args: batch: in its own rendering. chunked: leave the head to the caller, where that is exact.
+            more: of the model's forward, such as output_hidden_states.
+        """
+        places = supervised_places(batch)
+        if chunked and self.head_alone is None:
+            self.head_alone = head_stands_alone(self.model, batch, places)
+        if chunked and self.head_alone:
+            states, head, out = place_hidden(self.model, batch, places, **more)
+            return TeacherView(states, head, output=out, places=places)
+        logits, out = place_logits(self.model, batch, places, **more)
+        return TeacherView(logits, output=out, places=places)
+
+
+def load_teacher(options: TeacherOptions, student: Any, device_map: Any = None) -> tuple[Any, Any]:
+    """(the model in eval mode, its processor or tokenizer), once its vocabulary is known to be the student's.
+
+    Args: student: the student's processor or tokenizer.
+    Raises: ConfigError: another vocabulary.
+    """
+    from mmreason.models.loading import load_policy_model, load_processor
+
+    named = ModelArguments(
+        model_name_or_path=options.path,
+        model_revision=options.revision,
+        dtype=options.dtype,  # type: ignore[arg-type]
+    )
+    processor = load_processor(named)
+    check_vocabularies(student, processor, options.path)
+    if options.quantization is None:
+        return load_policy_model(named).eval(), processor
+    return _quantized(options, device_map).eval(), processor
+
+
+def _quantized(options: TeacherOptions, device_map: Any) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    eight = options.quantization == "8bit"
+    config = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight)
+    return AutoModelForCausalLM.from_pretrained(
+        options.path, revision=options.revision, quantization_config=config, device_map=device_map
+    )
+
+
+def check_vocabularies(student: Any, teacher: Any, name: str) -> None:
+    """Raises: ConfigError where a token of the student has another id in the teacher: names one, and what to do."""
+    mine, other = (getattr(one, "tokenizer", one).get_vocab() for one in (student, teacher))
+    differing = [token for token, index in mine.items() if other.get(token) != index]
+    if not differing:
+        return
+    token = min(differing)
+    raise ConfigError(
+        f"the teacher {name} has another vocabulary than the student ({len(other)} tokens, {len(mine)} here; {token!r} "
+        f"is {other.get(token, 'unknown')} there, {mine[token]} here): their distributions can't be compared token by "
+        "token. Use mode: hard, which learns from the teacher's texts, or a student with the teacher's tokenizer "
+        "(mmreason student)"
+    )
+
+
+def vocabulary_size(models: Sequence[Any], tokenizer: Any) -> int:
+    """How many tokens all of them have logits for: rows behind the tokenizer's are padding, whose number may differ."""
+    sizes = [model.config.get_text_config().vocab_size for model in models]
+    return max(len(tokenizer), min(sizes)) if min(sizes) >= len(tokenizer) else min(sizes)
+
+
+def model_digest(path: str) -> dict[str, Any]:
+    """What tells one model from another under the same name: its config and the ends of its weight files."""
+    config = Path(path) / "config.json"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return {"config": hashlib.sha256(text.encode()).hexdigest()[:16], "weights": _weights_key(path)}
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Of all tokens and their ids."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]

@@ -1,0 +1,134 @@
+"""Distillation: a student learns from one teacher or several, from their texts, distributions or layers.
+
+    accelerate launch recipes/distill.py                                 # a small student of a tiny teacher, embedded
+    accelerate launch recipes/distill.py --config YAML --mode on_policy --lmbda 0.5
+    accelerate launch recipes/distill.py --config YAML --teacher_logits stored --top_k 64      # the teacher runs once
+    accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/distill.py --config YAML
+
+Every option has a line in --help. Running the same command again continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from mmreason._adapters import check_adapter
+from mmreason.config import parse_config, run_as_script
+from mmreason.trainers.arguments import DataArguments, ModelArguments
+from mmreason.trainers.distill_arguments import DistillOptions
+from recipes.sft import make_data, tell_results, train_and_measure
+from recipes.sft import run_identity as sft_identity
+
+EMBEDDED = Path(__file__).parent / "configs" / "distill" / "embedded.yaml"
+WARM_START = Path(__file__).parent / "warm_start"
+NAMES_A_MODEL = ("--config", "--model_name_or_path", "--model-name-or-path", "--decoder", "--teacher")
+OPTIONS = (ModelArguments, DataArguments, DistillOptions)
+# What decides the objective, and whose tokens stand in which step.
+FIXED = (
+    "mode", "teacher_model_name_or_path", "teachers", "teacher_weighting", "teacher_logits", "top_k", "divergence",
+    "beta", "temperature", "alpha", "layers", "hard_share", "lmbda", "sampling_temperature",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if not any(flag.startswith(NAMES_A_MODEL) for flag in argv):
+        argv = ["--config", str(EMBEDDED), *argv]
+    run_distillation(*parse_config(OPTIONS, argv, "distill.py", __doc__)).close()
+
+
+def run_distillation(model_args: ModelArguments, data: DataArguments, args: DistillOptions) -> Any:
+    """The whole stage: the trainer, not yet closed. Once it has ended, the output folder's `final` is the student."""
+    # 1. Fail early: options, output folder and checkpoint are checked before data and models are loaded.
+    if not args.all_teachers():
+        args.teacher_model_name_or_path = str(WARM_START)
+    args.check()
+    check_adapter(model_args, args)
+    config, checkpoint, say = set_up(model_args, data, args)
+
+    # 2. Rows: the teacher's own texts or any others; conversations become token ids with loss weights.
+    from mmreason.models.loading import load_policy_model, load_processor
+    from mmreason.trainers.model_parts import compose_for_run
+    from mmreason.trainers.sft_data import check_data, load_rows, order_of, render_rows
+
+    members, curriculum, loss_on = check_data(data, args)
+    make_data(data, args, say)
+    train, held_out = load_rows(data, members, args.seed, say)
+    compose_for_run(model_args, args.output_dir, config.distributed_state, args.seed)
+    if model_args.model_name_or_path is None:
+        with config.distributed_state.main_process_first():
+            model_args.model_name_or_path = make_tiny_student(args, config.process_index == 0)
+    processor = load_processor(model_args)
+    rows, measured = render_rows(train, held_out, processor, data, args, loss_on, say)
+
+    # 3. Teachers: their vocabulary is the student's; one that sees reads pictures with its own processor.
+    from mmreason.trainers.distill_data import load_teachers, stores_of
+
+    teachers = load_teachers(args, processor, train, rows, loss_on, data, say)
+    stores = stores_of(args, teachers, rows, processor)
+
+    # 4. Student: any causal LM or vision-language model, whole, with parts frozen, or with an adapter.
+    from mmreason.models.freezing import freeze_modules
+    from mmreason.models.peft import add_adapter
+    from mmreason.trainers.distill import DistillTrainer
+
+    model = add_adapter(load_policy_model(model_args), model_args)
+    if model_args.freeze_modules:
+        freeze_modules(model, model_args.freeze_modules)
+
+    # 5. The loop: both models on the same tokens, divergence of their distributions (mmreason/trainers/distill.py).
+    trainer = DistillTrainer(
+        model,
+        args,
+        config,
+        rows,
+        processor,
+        checkpoint,
+        order_of(train, rows, members, curriculum, args),
+        teachers=teachers,
+        stores=stores,
+        weights=args.weights_of,
+    )
+
+    # 6. Loss and accuracy on held-out rows while it goes on; the final student, and a report of it all.
+    if train_and_measure(trainer, measured, say):
+        tell_results(trainer, processor, say)
+    return trainer
+
+
+def make_tiny_student(args: DistillOptions, is_main: bool) -> str:
+    """A random decoder of the size asked for, with the first teacher's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from mmreason.models.tiny import save_tiny
+
+    folder = Path(args.output_dir) / "tiny_student"
+    if is_main:  # again after a kill, too: the same seed gives the same files
+        tokenizer = AutoTokenizer.from_pretrained(args.all_teachers()[0].path)
+        save_tiny(folder, args.tiny_size, seed=args.seed, tokenizer=tokenizer)
+    return str(folder)
+
+
+def set_up(model_args: ModelArguments, data: DataArguments, args: DistillOptions) -> tuple[Any, Path | None, Any]:
+    """(TRL's configuration, the checkpoint from which this run goes on or None, print), the output folder claimed."""
+    from mmreason.trainers.distill_arguments import OURS
+    from mmreason.trainers.hf_loop import find_checkpoint
+    from mmreason.trainers.model_parts import check_parts
+    from mmreason.trainers.sft import trl_config
+    from mmreason.trainers.state import open_output_dir
+
+    check_parts(model_args)
+    as_given = deepcopy((model_args, data, args))
+    config = trl_config(args, OURS)
+    is_main = config.process_index == 0
+    identity = sft_identity(model_args, data, args) | {name: getattr(args, name) for name in FIXED}
+    open_output_dir(args.output_dir, identity, args.overwrite_output_dir, is_main, as_given)
+    config.distributed_state.wait_for_everyone()
+    return config, find_checkpoint(args.output_dir, args.resume), print if is_main else lambda *_, **__: None
+
+
+if __name__ == "__main__":
+    run_as_script(main)
