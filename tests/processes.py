@@ -2,7 +2,8 @@
 
 `start` and `run` do what `subprocess.Popen` and `subprocess.run` do. `python SCRIPT …`, `python -m MODULE …` of ours
 and `accelerate launch` with its processes are forked by tests/fork_server.py; any other command is a new process, and
-so is one whose environment is not the one that a server was started with. With a GPU none is forked: CUDA forbids it.
+so is one whose libraries would read other variables while they are imported than a server's did. With a GPU none is
+forked: CUDA forbids it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +31,8 @@ SERVER = Path(__file__).with_name("fork_server.py")
 LAUNCH = ["-m", "accelerate.commands.launch"]
 START_S = 600
 """Seconds that the server may take for its imports."""
+AGAIN = 3
+"""An environment that is asked for so often gets a server of its own."""
 
 
 class Forked:
@@ -89,10 +93,13 @@ class ForkServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-# What pytest and the libraries that a test process imports put there; nothing reads it while the server imports.
-_OF_TESTS = ("ACCELERATE_", "KMP_", "PYTEST_", "PYTORCH_", "TORCHINDUCTOR_", "VLLM_")
+# What libraries read while they are imported. A forked process gets all its variables, but these it would get too late.
+# Not a list of those that may differ: a test process that imports Ray or vLLM finds new ones in its own environment.
+_READ_BY_IMPORTS = ("HF_", "HOME", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH_", "TQDM_", "TRANSFORMERS_", "TRL_",
+                     "XDG_")  # fmt: skip
 _servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
-"""By environment: libraries read variables such as HF_HOME while they are imported."""
+"""By the variables that libraries read while they are imported."""
+_asked: Counter[frozenset[tuple[str, str]]] = Counter()
 
 
 def start(
@@ -100,13 +107,14 @@ def start(
 ) -> Any:
     """A process in a session of its own: `Forked` or subprocess.Popen, which have poll, wait, kill, pid, returncode.
 
-    Args: often: this environment is worth a server of its own, if it is not that of the first process.
+    Args: often: this environment is worth a server of its own at once, if it is not that of the first process.
     """
     words, env = list(words), dict(env)
     python = words[0] == sys.executable and not Path("/dev/nvidiactl").exists()
     if python and (words[1].endswith(".py") or words[1:3] == LAUNCH or (words[1] == "-m" and _is_ours(words[2]))):
-        known = frozenset((name, value) for name, value in env.items() if not name.startswith(_OF_TESTS))
-        if not _servers or (often and known not in _servers):
+        known = frozenset((name, value) for name, value in env.items() if name.startswith(_READ_BY_IMPORTS))
+        _asked[known] += 1
+        if known not in _servers and (not _servers or often or _asked[known] == AGAIN):
             _servers[known] = ForkServer(env)
         if known in _servers:
             server = _servers[known]

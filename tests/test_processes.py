@@ -68,7 +68,7 @@ def test_it_is_forked_and_dies_of_a_signal(tmp_path: Path) -> None:
 def test_what_libraries_put_into_the_environment_makes_no_difference(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import os, sys; print('torch' in sys.modules, os.environ['VLLM_LOGGING_LEVEL'])")
-    env = environment() | {"VLLM_LOGGING_LEVEL": "ERROR", "KMP_INIT_AT_FORK": "FALSE"}
+    env = environment() | {"VLLM_LOGGING_LEVEL": "ERROR", "KMP_INIT_AT_FORK": "FALSE", "RAY_CLIENT_MODE": "0"}
     done = processes.run([sys.executable, str(script)], cwd=ROOT, env=env, timeout=300)
     assert done.stdout == "True ERROR\n"
 
