@@ -19,7 +19,7 @@ from mmreason._adapters import check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
 from mmreason.trainers.distill_arguments import DistillOptions
-from recipes.sft import make_data, tell_results, train_and_measure
+from recipes.sft import make_data, make_tiny_model, tell_results, train_and_measure
 from recipes.sft import run_identity as sft_identity
 
 EMBEDDED = Path(__file__).parent / "configs" / "distill" / "embedded.yaml"
@@ -29,7 +29,8 @@ OPTIONS = (ModelArguments, DataArguments, DistillOptions)
 # What decides the objective, and whose tokens stand in which step.
 FIXED = (
     "mode", "teacher_model_name_or_path", "teachers", "teacher_weighting", "teacher_logits", "top_k", "divergence",
-    "beta", "temperature", "alpha", "layers", "hard_share", "lmbda", "sampling_temperature",
+    "beta", "temperature", "alpha", "layers", "hard_share", "lmbda", "sampling_temperature", "teacher_samples",
+    "teacher_temperature", "keep_texts",
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 def run_distillation(model_args: ModelArguments, data: DataArguments, args: DistillOptions) -> Any:
     """The whole stage: the trainer, not yet closed. Once it has ended, the output folder's `final` is the student."""
     # 1. Fail early: options, output folder and checkpoint are checked before data and models are loaded.
-    if not args.all_teachers():
+    if not args.all_teachers() and args.mode != "hard" and args.teacher_store is None:
         args.teacher_model_name_or_path = str(WARM_START)
     args.check()
     check_adapter(model_args, args)
@@ -56,11 +57,19 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
 
     members, curriculum, loss_on = check_data(data, args)
     make_data(data, args, say)
-    train, held_out = load_rows(data, members, args.seed, say)
+    writes = args.mode == "hard" and bool(args.all_teachers())
+    train, held_out = load_rows(data, members, args.seed, say, with_completion=not writes)
+    if writes:
+        from mmreason.trainers.distill_texts import teacher_texts
+
+        train = teacher_texts(args, data, train, config, say)
     compose_for_run(model_args, args.output_dir, config.distributed_state, args.seed)
     if model_args.model_name_or_path is None:
         with config.distributed_state.main_process_first():
-            model_args.model_name_or_path = make_tiny_student(args, config.process_index == 0)
+            is_main = config.process_index == 0
+            teachers = args.all_teachers()
+            made = make_tiny_student(args, is_main) if teachers else make_tiny_model(train, args, is_main)
+            model_args.model_name_or_path = made
     processor = load_processor(model_args)
     rows, measured = render_rows(train, held_out, processor, data, args, loss_on, say)
 

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -158,6 +158,24 @@ class ReadClean(JsonlReader):  # type: ignore[misc]
         yield from self.read_files_shard([name] if self.data_folder.exists(name) else [])
 
 
+def documents_parquet(rows: Sequence[Mapping[str, Any]]) -> memoryview:
+    """Documents as the bytes of a file that `datasets` reads with the features of `mmreason.data.schema`.
+
+    Written without `datasets`: each of a corpus's tasks writes one file, and importing that library takes longer.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = dict.fromkeys(COLUMNS, pa.string()) | {"meta": pa.json_()}
+    features = {name: {"dtype": "string", "_type": "Value"} for name in COLUMNS} | {"meta": {"_type": "Json"}}
+    schema = pa.schema(list(kinds.items()), {"huggingface": json.dumps({"info": {"features": features}})})
+    cells = {name: [row[name] for row in rows] for name in COLUMNS}
+    cells["meta"] = [json.dumps(meta) for meta in cells["meta"]]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(cells, schema=schema), sink)
+    return memoryview(sink.getvalue())
+
+
 class WriteShard(PipelineStep):  # type: ignore[misc]
     """A task's documents as a parquet file, whole or not at all, and their tokens beside it.
 
@@ -175,9 +193,6 @@ class WriteShard(PipelineStep):  # type: ignore[misc]
         self._folder, self._file_name, self._tokenizer, self._tokens = folder, name, tokenizer, tokens
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
-        from data_builders.building.writing import write_parquet
-        from mmreason.data.schema import to_dataset
-
         rows = []
         for doc in data:
             meta = {key: value for key, value in doc.metadata.items() if key not in ("task", "source")}
@@ -190,7 +205,7 @@ class WriteShard(PipelineStep):  # type: ignore[misc]
                 self._tokenize(rows, name)
             path = self._folder / f"{name}.parquet"
             if rows:
-                write_parquet(to_dataset(rows, COLUMNS), path)  # type: ignore[arg-type]
+                write_whole(path, documents_parquet(rows))
             else:
                 path.unlink(missing_ok=True)
 

@@ -80,7 +80,9 @@ class DistillTrainer(SFTTrainer):
         self.all_rows = rows
         super().__init__(model, options, config, rows, processor, checkpoint, order)
         sources = sorted(set(rows.sources))
-        self.weights = torch.tensor([list(weights(source)) for source in sources], dtype=torch.float32)
+        speak = bool(self.teachers or self.stores)  # of a teacher that has written its texts nothing more is asked
+        each = [list(weights(source)) if speak else [] for source in sources]
+        self.weights = torch.tensor(each, dtype=torch.float32).view(len(sources), -1 if speak else 0)
         self.monitor = TransferMonitor(sources)
         self.temperature = Schedule.parse(options.temperature, "temperature")
         self.alpha = Schedule.parse(options.alpha, "alpha")

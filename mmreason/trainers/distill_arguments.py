@@ -176,6 +176,11 @@ class DistillOptions(SFTOptions):
     teacher_store: str | None = _opt(
         None, "(ours) Folder of stored log-probabilities, which runs may share. None: teacher in output_dir."
     )
+    teacher_samples: int = _opt(1, "(ours) hard, with a teacher named: its answers to each prompt.")
+    teacher_temperature: float = _opt(0.0, "(ours) Of these answers; 0 takes the likeliest tokens.")
+    keep_texts: Literal["all", "verified"] = _opt(
+        "all", "(ours) Which of them are learned from: all that ended, or those whose answer is right."
+    )
     on_teacher_nan: Literal["skip", "error"] = _opt(
         "skip", "(ours) A row for which a teacher gives NaN is named and left out, or ends the run."
     )
@@ -230,6 +235,16 @@ class DistillOptions(SFTOptions):
             raise ConfigError("mode: white_box has one teacher, whose layers are learned from")
         if self.mode != "soft" and self.teacher_logits == "stored":
             raise ConfigError(f"teacher_logits: stored is for mode: soft; {self.mode} needs the teacher beside it")
+        if self.mode == "hard" and len(found) > 1:
+            raise ConfigError(
+                "mode: hard has one teacher that writes; texts of several come from mmreason build teacher"
+            )
+        if self.teacher_samples < 1:
+            raise ConfigError(f"teacher_samples={self.teacher_samples} must be at least 1")
+        if self.teacher_temperature < 0 or (self.teacher_samples > 1 and not self.teacher_temperature):
+            raise ConfigError(
+                f"teacher_temperature={self.teacher_temperature} must be at least 0, and above it for several samples"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
 

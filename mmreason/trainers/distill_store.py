@@ -94,7 +94,7 @@ class TeacherStore:
         )
         content = buffer.getvalue()
         write_whole(self._path(part), content)
-        known = self._manifest() or {"form": _FORM, "key": self.key, "rows": self.count, "files": {}}
+        known = self._manifest() or {"form": _FORM, "key": self.key, "files": {}}
         known["files"][self._path(part).name] = hashlib.sha256(content).hexdigest()
         write_whole(self.folder / MANIFEST, json.dumps(known, indent=1))
 
@@ -155,9 +155,9 @@ class TeacherStore:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["form"] != _FORM or found["rows"] != self.count:
-                raise ValueError(f"form {found['form']} with {found['rows']} rows, not {_FORM} with {self.count}")
-            return {"form": _FORM, "key": dict(found["key"]), "rows": self.count, "files": dict(found["files"])}
+            if found["form"] != _FORM:
+                raise ValueError(f"form {found['form']}, not {_FORM}")
+            return {"form": _FORM, "key": dict(found["key"]), "files": dict(found["files"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}: these are not this run's log-probabilities ({error}). Name another folder with "

@@ -47,9 +47,15 @@ def check_data(data: DataArguments, args: SFTOptions) -> tuple[list[Member], Cur
     return members, curriculum, LossOn.parse(args.loss_on)
 
 
-def load_rows(data: DataArguments, members: Sequence[Member], seed: int, say: Say) -> tuple[Any, dict[str, Any]]:
-    """(training rows, held-out rows by the name of their set); a row without a completion is a bad one."""
-    reading = {"columns": COLUMNS, "require_answer": False, "require": ("completion",)}
+def load_rows(
+    data: DataArguments, members: Sequence[Member], seed: int, say: Say, *, with_completion: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """(training rows, held-out rows by the name of their set).
+
+    Args: with_completion: a row without a completion is a bad one.
+    """
+    require = ("completion",) if with_completion else ()
+    reading = {"columns": COLUMNS, "require_answer": False, "require": require}
     if not members:
         train = load_split(data, data.dataset_train_split, data.max_train_samples, say, **reading)  # type: ignore[arg-type]
         return hold_out(data, train, seed, say, **reading)
