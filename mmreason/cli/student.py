@@ -187,6 +187,7 @@ def run_student(arguments: Sequence[str]) -> int:
     sizes = student_sizes(text, wanted(config))
     count_parameters(student_config(text, sizes, range(sizes.layers)))  # the architecture's own rules
     processor = load_processor(config.model_arguments())
+    check_tokenizer(config, getattr(processor, "tokenizer", processor), int(text.vocab_size))
     made = scratch(config, teacher, sizes) if config.from_scratch else smaller(config, sizes, processor)
     note = describe(config, made)
     check_out(config)  # again: it may have come while this went on
@@ -207,6 +208,17 @@ def check_out(config: StudentConfig) -> None:
         raise ConfigError(f"out={config.out} is there already, and holds no student: name another folder")
     if not config.overwrite:
         raise ConfigError(f"out={config.out} holds a student already: name another folder, or set --overwrite")
+
+
+def check_tokenizer(config: StudentConfig, tokenizer: Any, rows: int) -> None:
+    """Raises: ConfigError: a tokenizer without its files, or with more tokens than the embedding has rows."""
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):  # what a class is without its files
+        raise ConfigError(f"--from {config.teacher} comes without a tokenizer's vocabulary")
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"--from {config.teacher}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows: they don't "
+            "belong together"
+        )
 
 
 def wanted(config: StudentConfig) -> Any:
