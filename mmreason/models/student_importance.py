@@ -15,16 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from mmreason.models.student import (
-    Kept,
-    Sizes,
-    Wanted,
-    decoder_config,
-    language_model,
-    largest,
-    select_layers,
-    sizes_of,
-)
+from mmreason.models.student import Kept, language_model
+from mmreason.models.student_sizes import Sizes, Wanted, decoder_config, largest, select_layers, sizes_of
 from mmreason.types import IGNORE_INDEX, DataError
 
 Batch = Mapping[str, Tensor]
@@ -74,7 +66,7 @@ class _Sums:
 
 @torch.no_grad()
 def measure_importance(model: Any, batches: Iterable[Batch]) -> Importance:
-    """Args: model: a decoder or composed model that `student.decoder_config` takes, in evaluation mode.
+    """Args: model: a decoder or composed model that `student_sizes.decoder_config` takes, in evaluation mode.
 
     Raises: DataError: no batch, or no label in any.
     """
@@ -168,7 +160,7 @@ def choose(found: Importance, text: Any, wanted: Wanted, sizes: Sizes, selection
 
     Args:
         text: the teacher's decoder's configuration. sizes: of the student, from `student_sizes(text, wanted)`.
-        selection: how layers are chosen where `wanted.layers` is a number, see `student.select_layers`.
+        selection: how layers are chosen where `wanted.layers` is a number, see `student_sizes.select_layers`.
     """
     teacher = sizes_of(text)
     layers = (

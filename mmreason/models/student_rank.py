@@ -54,7 +54,7 @@ def truncate(
     WXXᵀWᵀ is gathered in one pass, from the side of the layer that is narrower.
 
     Args:
-        model: a decoder or composed model that `student.decoder_config` takes, in evaluation mode.
+        model: a decoder or composed model that `student_sizes.decoder_config` takes, in evaluation mode.
         rank: of each weight; or share: of min(out, in), the rank that a weight (out, in) can have.
 
     Returns: name of each layer that was cut, in the decoder → what became of it.

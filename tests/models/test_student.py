@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +15,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto import CONFIG_MAPPING
 
-from mmreason.models.student import (
+from mmreason.models.student import Kept, from_scratch, prune
+from mmreason.models.student_importance import choose, choose_heads, measure_importance, measure_loss
+from mmreason.models.student_rank import truncate
+from mmreason.models.student_sizes import (
     FAMILIES,
-    Kept,
     Sizes,
     Wanted,
     decoder_config,
-    from_scratch,
-    prune,
+    largest,
     select_layers,
     serving_note,
     sizes_of,
     student_sizes,
 )
-from mmreason.models.student_importance import choose, choose_heads, largest, measure_importance, measure_loss
-from mmreason.models.student_rank import truncate
 from mmreason.types import IGNORE_INDEX, ConfigError, DataError
 from tests.models.parts import TIMM_VIT, compose, save_decoder
 from tests.tiny_vlms import randomise
@@ -575,6 +577,19 @@ def test_importance_is_measured_through_pictures(tmp_path: Path) -> None:
     blank = inputs | {"pixel_values": torch.zeros_like(inputs["pixel_values"])}
     found, without = measure_importance(model, [inputs]), measure_importance(model, [blank])
     assert not torch.allclose(found.neurons, without.neurons) and not torch.allclose(found.heads, without.heads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["qwen2", "gemma"])
+def test_vllm_writes_what_transformers_does(case: str, tmp_path: Path, repo_root: Path) -> None:
+    """Heads as wide as the teacher's in a narrower model; one engine in a process."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    command = [sys.executable, "-m", "tests.models.vllm_student", case, str(tmp_path)]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / f"{case}.json").read_text(encoding="utf-8"))
+    assert len(found) == 3 and all(each["vllm"] == each["hf"] and len(each["hf"]) == 12 for each in found), found
+    assert len({token for each in found for token in each["hf"]}) > 3
 
 
 def test_every_family_is_tried() -> None:
