@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,33 @@ def write_whole(path: Path, data: bytes | bytearray | memoryview | str) -> None:
     """Write a file, see `whole_file`; text as UTF-8."""
     with whole_file(path) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A new folder that takes `path`'s place once the block is through, and leaves nothing where it isn't.
+
+    Args: replace: a folder that is there already is removed once the new one is complete.
+
+    Raises: OSError: it can't be written, or there is something of that name and `replace` isn't set.
+    """
+    writing, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    try:
+        yield writing
+        if replace and path.exists():
+            path.rename(old)
+        try:
+            writing.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def nearest_path(path: Path) -> str:

@@ -213,6 +213,8 @@ def _mmreason(words: list[str]) -> None:
         from mmreason.config import parse_config
 
         parse_config((ComposeConfig,), words[1:])
+    elif words[0] == "student" and "--help" not in words:
+        student_options(words[1:])
     elif words[0] == "canary" and "--help" not in words:
         canary_options(words[1:])
     elif words[0] == "show" and "--help" not in words:
@@ -241,6 +243,13 @@ def ask_options(arguments: list[str]) -> dict[str, Any]:
 def canary_options(arguments: list[str]) -> dict[str, Any]:
     """The options with which `mmreason canary` would run. Raises ConfigError."""
     from mmreason.cli.canary import parse_arguments
+
+    return asdict(parse_arguments(arguments))
+
+
+def student_options(arguments: list[str]) -> dict[str, Any]:
+    """The options with which `mmreason student` would run. Raises ConfigError."""
+    from mmreason.cli.student import parse_arguments
 
     return asdict(parse_arguments(arguments))
 
@@ -360,6 +369,8 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
     ):
         return None  # its teacher, or what it reads, isn't there; tests/data_builders run each on their own
     if words[:2] == ["mmreason", "compose"] and not is_local(words[words.index("--decoder") + 1]):
+        return None
+    if words[:2] == ["mmreason", "student"] and not is_local(words[words.index("--from") + 1]):
         return None
     if words[:2] == ["mmreason", "canary"] and "--help" not in words:
         return None  # it is about a trained model; tests/cli/test_canary.py runs it on a tiny one

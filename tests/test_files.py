@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmreason._files import whole_file, write_whole
+from mmreason._files import whole_file, whole_folder, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,3 +64,37 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_whole(tmp_path / "file", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "in" / "new"
+    with whole_folder(path) as writing:
+        (writing / "file").write_text("first")
+        assert not path.exists() and writing.parent == path.parent
+    assert (path / "file").read_text() == "first" and list(path.parent.iterdir()) == [path]
+    with pytest.raises(OSError), whole_folder(path) as writing:
+        (writing / "file").write_text("second")
+    with pytest.raises(ZeroDivisionError), whole_folder(path, replace=True) as writing:
+        (writing / "file").write_text("half")
+        1 / 0  # noqa: B018
+    assert (path / "file").read_text() == "first" and list(path.parent.iterdir()) == [path]
+    with whole_folder(path, replace=True) as writing:
+        (writing / "other").write_text("third")
+    assert [each.name for each in path.iterdir()] == ["other"] and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new"
+    path.mkdir()
+    (path / "file").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk full"), whole_folder(path, replace=True):
+        pass
+    assert (path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [path]

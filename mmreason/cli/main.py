@@ -46,6 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
         prefix_chars="\0",
     )
     compose.add_argument("arguments", nargs="*", help="--out FOLDER and the parts; try --help")
+    student = commands.add_parser(
+        "student",
+        help="a smaller checkpoint out of a larger one: fewer layers, narrower ones, or from scratch",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    student.add_argument("arguments", nargs="*", help="--from TEACHER --out FOLDER and sizes; try --help")
     canary = commands.add_parser(
         "canary",
         help="do images reach a model, in training and in rollouts, and does it use them?",
@@ -101,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mmreason.cli.compose import run_compose
 
             return run_compose(args.arguments)
+        elif args.command == "student":
+            from mmreason.cli.student import run_student
+
+            return run_student(args.arguments)
         elif args.command == "canary":
             from mmreason.cli.canary import run_canary
 

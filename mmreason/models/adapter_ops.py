@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmreason._adapters import KINDS, kind_of, read_block, read_config
+from mmreason._files import whole_folder
 from mmreason._functions import did_you_mean
 from mmreason.models.peft import DEFAULT, load_adapter, with_adapter
 from mmreason.models.peft_targets import resolve_targets
@@ -203,15 +203,9 @@ def check_new(out: str | Path) -> None:
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A folder that is there once it is complete. Raises ConfigError where there is one of that name."""
-    final = Path(out)
-    check_new(final)
-    writing = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    writing.mkdir(parents=True)
-    try:
+    check_new(out)
+    with whole_folder(Path(out)) as writing:
         yield writing
-        writing.replace(final)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
 
 
 def check_mergeable(folder: str | Path) -> None:

@@ -37,6 +37,7 @@ from tests.commands import (
     run,
     sandbox,
     show_options,
+    student_options,
     to_run,
 )
 
@@ -290,6 +291,7 @@ def test_flags_exist() -> None:
     )
     known |= set(canary_options(["--model", "m", "--dataset", "d"])) | set(doctor_options(["d"]))
     known |= set(show_options(["d", "--model", "m"])) | adapters_options() | builder_options()
+    known |= {"from", *student_options(["--from", "m", "--out", "o", "--layers", "1"])}
     known |= {option.lstrip("-") for action in launch_command_parser()._actions for option in action.option_strings}
     served = find_spec("vllm") is not None
     if served:
