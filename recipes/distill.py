@@ -67,8 +67,8 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
     if model_args.model_name_or_path is None:
         with config.distributed_state.main_process_first():
             is_main = config.process_index == 0
-            teachers = args.all_teachers()
-            made = make_tiny_student(args, is_main) if teachers else make_tiny_model(train, args, is_main)
+            named = bool(args.all_teachers())
+            made = make_tiny_student(args, is_main) if named else make_tiny_model(train, args, is_main)
             model_args.model_name_or_path = made
     processor = load_processor(model_args)
     rows, measured = render_rows(train, held_out, processor, data, args, loss_on, say)

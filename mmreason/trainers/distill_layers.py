@@ -91,7 +91,7 @@ class WhiteBox:
         """
         options, pairs = self.options, self.active(progress)
         student, teacher = (out.hidden_states for out in outputs)
-        maps = getattr(model, ATTRIBUTE, None)
+        maps: Any = getattr(model, ATTRIBUTE, None)
         weights = places[0].weights
         total = weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 

@@ -134,7 +134,7 @@ def test_a_run_that_is_not_planned() -> None:
         main(["--only", "seed-9"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # `make evidence` runs it for real
 def test_runs_are_real_kept_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,7 @@ def test_curves_and_picture(tmp_path: Path) -> None:
     assert picture.shape[:2] == (680, 2200) and picture[:, :, :3].std() > 0.05, "an empty picture"
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # `make evidence` runs it for real
 def test_four_real_stages_and_none_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

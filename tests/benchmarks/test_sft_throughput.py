@@ -22,7 +22,7 @@ def test_rows_are_fixed_and_of_mixed_lengths() -> None:
     assert {len(row["images"]) for row in rows} == {1, 2}
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # `make evidence` runs it for real
 def test_the_real_ways_learn_from_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in a process of its own, as they are measured; a tiny model, two steps of TRL's, one of them timed."""
     ways = ((PICTURES, TRL), (PICTURES, PACKED))

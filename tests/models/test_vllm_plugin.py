@@ -15,7 +15,8 @@ from mmreason.types import ConfigError
 
 pytestmark = pytest.mark.slow
 BOUND = 1e-4
-TOWERS = ["timm", "open_clip", "hf", "fused"]
+# An engine for each takes most of a minute: one in every run of the tests, the others in `make soak`.
+TOWERS = ["timm", *(pytest.param(case, marks=pytest.mark.soak) for case in ("open_clip", "hf", "fused"))]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ import torch
 from tests.tiny_vlms import TINY_VLMS
 
 BOUND = 1e-4
+# An engine for each takes most of a minute: two in every run of the tests (one with M-RoPE), the others in `make soak`.
+OFTEN = ("llava", "qwen2_5_vl")
+KINDS = [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.soak) for kind in TINY_VLMS]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Calla
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TINY_VLMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_greedy_text_equals_transformers(measured: Any, kind: str) -> None:
     """8 prompts × no, one and three images."""
     found = measured(kind)["parity"]
@@ -53,7 +56,7 @@ def test_greedy_text_equals_transformers(measured: Any, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TINY_VLMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_engine_and_trainer_agree_after_every_sync(measured: Any, kind: str) -> None:
     """Twice all weights are trained, then those of the vision tower alone, on images that the engine has seen."""
     found = measured(kind)["syncs"]
@@ -62,7 +65,7 @@ def test_engine_and_trainer_agree_after_every_sync(measured: Any, kind: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TINY_VLMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_image_token_is_never_written(measured: Any, kind: str) -> None:
     found = measured(kind)["ban"]
     cases = [f"{where} {how}" for where in ("pictured", "plain") for how in ("sampled", "greedy")]
