@@ -10,12 +10,14 @@ Every option has a line in --help. Running the same command again continues an i
 
 from __future__ import annotations
 
+import json
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmreason._adapters import check_adapter
+from mmreason._adapters import adapter_block, check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
 from mmreason.trainers.distill_arguments import DistillOptions
@@ -104,8 +106,27 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
 
     # 6. Loss and accuracy on held-out rows while it goes on; the final student, and a report of it all.
     if train_and_measure(trainer, measured, say):
-        tell_results(trainer, processor, say)
+        before_report = (lambda: write_the_bill(trainer, model_args, held_out, data, say)) if args.bill else None
+        tell_results(trainer, processor, say, before_report)
     return trainer
+
+
+def write_the_bill(trainer: Any, model_args: ModelArguments, held_out: Any, data: DataArguments, say: Any) -> None:
+    """Sizes, speed and accuracy of the teachers, of the student as it began, and as it ended."""
+    from mmreason.trainers.distill_bill import write_bill
+    from mmreason.trainers.distributed import is_spread
+
+    if is_spread(trainer.accelerator) or adapter_block(model_args) is not None:
+        say("No bill: it is measured on whole models, without DeepSpeed, FSDP and adapters.")
+        return
+    teachers = [(f"teacher {one.path}", one.model_arguments()) for one in trainer.options.all_teachers()]
+    after = str(Path(trainer.options.output_dir) / "final")
+    students = [("student before", model_args), ("student after", replace(model_args, model_name_or_path=after))]
+    evaluation = Path(trainer.options.output_dir) / "evaluation.json"
+    done = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
+    sets = done.get("after", {}).get("sets", {})
+    known = {"student after": {name: found["greedy"] for name, found in sets.items()}} if sets else None
+    write_bill(trainer, [*teachers, *students], held_out, data, say, known=known)
 
 
 def make_tiny_student(args: DistillOptions, is_main: bool) -> str:

@@ -164,12 +164,17 @@ def train_and_measure(trainer: Any, measured: Any, say: Any) -> bool:
     return True
 
 
-def tell_results(trainer: Any, processor: Any, say: Any) -> None:
-    """Save the final model; one that sees keeps its processor, so that later stages can show it pictures."""
+def tell_results(trainer: Any, processor: Any, say: Any, before_report: Any = None) -> None:
+    """Save the final model; one that sees keeps its processor, so that later stages can show it pictures.
+
+    Args: before_report: measures more of the saved model for the report.
+    """
     from mmreason.trainers.reporting import write_run_report
 
     final = Path(trainer.options.output_dir) / "final"
     trainer.save_final(final, processor)
+    if before_report is not None:
+        before_report()
     say(f"Model: {final}   metrics: {trainer.options.output_dir}")
     write_run_report(trainer.options.output_dir, trainer.accelerator)
 

@@ -158,6 +158,8 @@ class RunData:
         problems: what could not be read, one sentence each, naming the file.
         notes: what is normal for an unfinished run, such as a last line that is still being written.
         events: what its guards said, {"step", "guard", "message"} each.
+        bill: of a distillation, each model's {"name", "parameters", "disk_bytes", "latency_s", "tokens_per_s",
+            "accuracy", …}: teachers, then the student before and after.
     """
 
     path: Path
@@ -171,6 +173,7 @@ class RunData:
     problems: list[str]
     notes: list[str]
     events: list[dict[str, Any]] = field(default_factory=list)
+    bill: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:

@@ -114,6 +114,26 @@ def read_measurements(path: Path) -> tuple[list[Measurement], list[str]]:
     return sorted(found, key=lambda m: m.step), problems
 
 
+_BILL = ("parameters", "disk_bytes", "memory_bytes", "peak_bytes", "latency_s", "tokens_per_s", "vllm_tokens_per_s")
+
+
+def read_bill(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """bill.json of a distillation: its models in their order, with the numbers that can be shown."""
+    if not path.is_file():
+        return [], []
+    try:
+        lines = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+            raise ValueError("no list of models")
+    except (OSError, ValueError) as error:
+        return [], [f"{path.name} can't be read ({why(error)})"]
+    return [
+        {"name": str(line.get("name")), "accuracy": _measured(line.get("accuracy"))}
+        | {key: number(line.get(key)) for key in _BILL}
+        for line in lines
+    ], []
+
+
 def _measured(entry: Any) -> dict[str, Any]:
     """The parts of a measurement that have the form a report can show."""
     out: dict[str, Any] = {}

@@ -29,6 +29,7 @@ SCRIPTS = (
     "pictures.js",
     "summary.js",
     "reward_model.js",
+    "bill.js",
     "curves.js",
     "answers.js",
     "tokens.js",

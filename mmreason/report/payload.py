@@ -64,6 +64,7 @@ def _run(run: RunData, histogram: dict[str, Any] | None, limits: Limits) -> dict
         "problems": run.problems,
         "notes": run.notes,
         "events": run.events,
+        "bill": run.bill,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmreason.report.answers import read_answers
 from mmreason.report.data import Limits, RunData
-from mmreason.report.metrics import read_events, read_measurements, read_metrics
+from mmreason.report.metrics import read_bill, read_events, read_measurements, read_metrics
 from mmreason.report.rollouts import RolloutReader
 from mmreason.report.settings import read_record, read_settings
 from mmreason.types import ConfigError, DataError
@@ -19,6 +19,7 @@ WATCHED = (
     "run.json",
     "config.yaml",
     "evaluation.json",
+    "bill.json",
     "rollouts/*.parquet",
     "evaluations/*.parquet",
 )
@@ -61,6 +62,7 @@ def read_run(
     settings, bad_settings = read_settings(path / "config.yaml")
     record, bad_record = read_record(path / "run.json")
     measurements, bad_measurements = read_measurements(path / "evaluation.json")
+    bill, bad_bill = read_bill(path / "bill.json")
     answers, bad_answers = read_answers(path / "evaluations", limits)
     rollouts, bad_rollouts = (reader or RolloutReader()).read(path / "rollouts", limits)
     return RunData(
@@ -72,9 +74,17 @@ def read_run(
         rollouts=rollouts,
         settings=settings,
         record=record,
-        problems=problems + bad_events + bad_settings + bad_record + bad_measurements + bad_answers + bad_rollouts,
+        problems=problems
+        + bad_events
+        + bad_settings
+        + bad_record
+        + bad_measurements
+        + bad_bill
+        + bad_answers
+        + bad_rollouts,
         notes=notes,
         events=events,
+        bill=bill,
     )
 
 

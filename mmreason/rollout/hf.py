@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -66,6 +67,17 @@ def _without_checkpoint_defaults(model: Any) -> Iterator[None]:
         yield
     finally:
         inner.generation_config = kept
+
+
+def lone_process(device: torch.device) -> Any:
+    """What `HFEngine` asks of an Accelerator, for a whole model that one process has to itself."""
+    return SimpleNamespace(
+        device=device,
+        process_index=0,
+        state=SimpleNamespace(deepspeed_plugin=None),
+        unwrap_model=lambda model, **_: model,
+        is_fsdp2=False,
+    )
 
 
 class HFEngine:

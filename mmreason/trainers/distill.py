@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from mmreason.data.mixture import RowOrder
@@ -33,6 +33,7 @@ from mmreason.trainers.distill_loss import (
 from mmreason.trainers.distill_rows import DistillCollator, DistillRow, DistillRows, check_renderings, sample_rows
 from mmreason.trainers.distill_store import RowLogps, TeacherStore
 from mmreason.trainers.distill_teacher import LocalTeacher, TeacherView, vocabulary_size
+from mmreason.trainers.distributed import is_spread
 from mmreason.trainers.sft import Collator, SFTTrainer
 from mmreason.trainers.sft_loss import Places, TokenLosses, place_logits, supervised_places
 from mmreason.types import MMReasonError
@@ -171,8 +172,7 @@ class DistillTrainer(SFTTrainer):
     @property
     def _chunked(self) -> bool:
         """Whether heads are applied chunk by chunk: not where every process must call them equally often."""
-        spread = (DistributedType.DEEPSPEED, DistributedType.FSDP)
-        return self.options.logits_chunk_size is not None and self.accelerator.distributed_type not in spread
+        return self.options.logits_chunk_size is not None and not is_spread(self.accelerator)
 
     def _comparison(self, temperature: float) -> Comparison:
         options = self.options

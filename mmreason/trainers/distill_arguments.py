@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from mmreason._functions import did_you_mean
 from mmreason.trainers._options import _opt
+from mmreason.trainers.arguments import ModelArguments
 from mmreason.trainers.sft_arguments import OURS as SFT_OURS
 from mmreason.trainers.sft_arguments import SFTOptions
 from mmreason.types import ConfigError
@@ -53,6 +54,14 @@ class TeacherOptions:
         if made.quantization not in (None, "8bit", "4bit"):
             raise ConfigError(f"{where}: quantization={made.quantization!r}: 8bit, 4bit or none")
         return made
+
+    def model_arguments(self) -> ModelArguments:
+        """How it is loaded."""
+        return ModelArguments(
+            model_name_or_path=self.path,
+            model_revision=self.revision,
+            dtype=self.dtype,  # type: ignore[arg-type]
+        )
 
     def weight_of(self, source: str) -> float:
         """Of a row from this source."""
@@ -205,6 +214,10 @@ class DistillOptions(SFTOptions):
     logits_chunk_size: int | None = _opt(
         256, "(ours) Tokens whose logits exist at a time; the heads are computed again backwards. None: all at once."
     )
+
+    # the bill
+    bill: bool = _opt(True, "(ours) At the end, measure teacher and student: sizes, speed, accuracy before and after.")
+    bill_vllm: bool = _opt(False, "(ours) There also measure tokens a second in vLLM, in a process of its own.")
 
     # on_policy
     lmbda: float | dict[str, Any] = _opt(

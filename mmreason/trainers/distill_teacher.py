@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mmreason.losses.distill import NO_TOKEN
-from mmreason.trainers.arguments import ModelArguments
 from mmreason.trainers.distill_arguments import TeacherOptions
 from mmreason.trainers.distill_heads import Head, head_stands_alone, place_hidden
 from mmreason.trainers.distributed import prepare_reference
@@ -96,11 +95,7 @@ def load_teacher(options: TeacherOptions, student: Any, device_map: Any = None) 
     """
     from mmreason.models.loading import load_policy_model, load_processor
 
-    named = ModelArguments(
-        model_name_or_path=options.path,
-        model_revision=options.revision,
-        dtype=options.dtype,  # type: ignore[arg-type]
-    )
+    named = options.model_arguments()
     processor = load_processor(named)
     check_vocabularies(student, processor, options.path)
     if options.quantization is None:

@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from mmreason._files import write_whole
@@ -18,7 +17,7 @@ from mmreason.answers import verify_many
 from mmreason.data.schema import to_dataset
 from mmreason.data.visual import Visuals, visuals_of
 from mmreason.rollout.engines import end_token_ids, placeholder_token_ids
-from mmreason.rollout.hf import HFEngine
+from mmreason.rollout.hf import HFEngine, lone_process
 from mmreason.rollout.types import Request, Sampling
 from mmreason.trainers.arguments import DataArguments
 from mmreason.trainers.distill_arguments import DistillOptions
@@ -43,10 +42,9 @@ def teacher_texts(args: DistillOptions, data: DataArguments, train: Any, config:
     Raises: ConfigError: what lies in the folder was sampled otherwise, or nothing is left; DataError for a bad prompt.
     """
     from mmreason.models.loading import load_policy_model, load_processor
-    from mmreason.trainers.arguments import ModelArguments
 
     (options,) = args.all_teachers()
-    named = ModelArguments(model_name_or_path=options.path, model_revision=options.revision, dtype=options.dtype)  # type: ignore[arg-type]
+    named = options.model_arguments()
     processor = load_processor(named)
     rows, prompt_ids, _ = check_problems(train, {}, processor, data, args.chat_template_kwargs, say)
     folder, state = Path(args.output_dir) / FOLDER, config.distributed_state
@@ -104,16 +102,9 @@ def _sample(
     from tqdm.auto import tqdm
 
     tokenizer = getattr(processor, "tokenizer", processor)
-    alone = SimpleNamespace(  # what the engine asks of an Accelerator, for a model of this process alone
-        device=state.device,
-        process_index=0,
-        state=SimpleNamespace(deepspeed_plugin=None),
-        unwrap_model=lambda one, **_: one,
-        is_fsdp2=False,
-    )
     engine = HFEngine(
         model,
-        alone,  # type: ignore[arg-type]
+        lone_process(state.device),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_ids=end_token_ids(model, tokenizer),
         banned_token_ids=placeholder_token_ids(model),

@@ -78,6 +78,11 @@ def resolve_bf16(bf16: bool | None, use_cpu: bool) -> bool:
     return bf16
 
 
+def is_spread(accelerator: Accelerator) -> bool:
+    """Whether a model's weights are spread over processes, or handled by DeepSpeed."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
 def data_parallel_size(accelerator: Accelerator) -> int:
     """Processes that see different data: all of them, unless tensor parallelism makes some share a model."""
     return accelerator.num_processes // tensor_parallel_size(accelerator)

@@ -3,6 +3,7 @@
 const SECTIONS = [
   summarySection,
   rewardModelSection,
+  billSection,
   curvesSection,
   guardsSection,
   verdictSection,
