@@ -25,14 +25,13 @@ from recipes.sft import make_data, make_tiny_model, tell_results, train_and_meas
 from recipes.sft import run_identity as sft_identity
 
 EMBEDDED = Path(__file__).parent / "configs" / "distill" / "embedded.yaml"
-WARM_START = Path(__file__).parent / "warm_start"
 NAMES_A_MODEL = ("--config", "--model_name_or_path", "--model-name-or-path", "--decoder", "--teacher")
 OPTIONS = (ModelArguments, DataArguments, DistillOptions)
 # What decides the objective, and whose tokens stand in which step.
 FIXED = (
     "mode", "teacher_model_name_or_path", "teachers", "teacher_weighting", "teacher_logits", "top_k", "divergence",
     "beta", "temperature", "alpha", "layers", "hard_share", "lmbda", "sampling_temperature", "teacher_samples",
-    "teacher_temperature", "keep_texts",
+    "teacher_temperature", "rationale_weight", "prefix_language", "proxy",
 )  # fmt: skip
 
 
@@ -40,31 +39,32 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not any(flag.startswith(NAMES_A_MODEL) for flag in argv):
         argv = ["--config", str(EMBEDDED), *argv]
-    run_distillation(*parse_config(OPTIONS, argv, "distill.py", __doc__)).close()
+    trainer = run_distillation(*parse_config(OPTIONS, argv, "distill.py", __doc__))
+    if trainer is not None:
+        trainer.close()
 
 
 def run_distillation(model_args: ModelArguments, data: DataArguments, args: DistillOptions) -> Any:
-    """The whole stage: the trainer, not yet closed. Once it has ended, the output folder's `final` is the student."""
+    """The whole stage: the trainer, not yet closed. Once it has ended, the output folder's `final` is the student.
+
+    None where the proxy's training was stopped.
+    """
     # 1. Fail early: options, output folder and checkpoint are checked before data and models are loaded.
-    if not args.all_teachers() and args.mode != "hard" and args.teacher_store is None:
-        args.teacher_model_name_or_path = str(WARM_START)
     args.check()
     check_adapter(model_args, args)
+    if args.mode == "proxy" and not train_proxy(data, args):
+        return None
     config, checkpoint, say = set_up(model_args, data, args)
 
     # 2. Rows: the teacher's own texts or any others; conversations become token ids with loss weights.
     from mmreason.models.loading import load_policy_model, load_processor
+    from mmreason.trainers.distill_data import load_data, load_teachers, scale_rationales, stores_of
     from mmreason.trainers.model_parts import compose_for_run
-    from mmreason.trainers.sft_data import check_data, load_rows, order_of, render_rows
+    from mmreason.trainers.sft_data import check_data, order_of, render_rows
 
     members, curriculum, loss_on = check_data(data, args)
     make_data(data, args, say)
-    writes = args.mode == "hard" and bool(args.all_teachers())
-    train, held_out = load_rows(data, members, args.seed, say, with_completion=not writes)
-    if writes:
-        from mmreason.trainers.distill_texts import teacher_texts
-
-        train = teacher_texts(args, data, train, config, say)
+    train, held_out = load_data(args, data, members, config, say)
     compose_for_run(model_args, args.output_dir, config.distributed_state, args.seed)
     if model_args.model_name_or_path is None:
         with config.distributed_state.main_process_first():
@@ -74,10 +74,9 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
             model_args.model_name_or_path = made
     processor = load_processor(model_args)
     rows, measured = render_rows(train, held_out, processor, data, args, loss_on, say)
+    scale_rationales(args, rows)
 
     # 3. Teachers: their vocabulary is the student's; one that sees reads pictures with its own processor.
-    from mmreason.trainers.distill_data import load_teachers, stores_of
-
     teachers = load_teachers(args, processor, train, rows, loss_on, data, say)
     stores = stores_of(args, teachers, rows, processor)
 
@@ -109,6 +108,22 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
         before_report = (lambda: write_the_bill(trainer, model_args, held_out, data, say)) if args.bill else None
         tell_results(trainer, processor, say, before_report)
     return trainer
+
+
+def train_proxy(data: DataArguments, args: DistillOptions) -> bool:
+    """Let the proxy learn the rows, unless it has; then it is the teacher. False where that was stopped."""
+    from mmreason.trainers.stages import stage_is_done
+    from recipes.reft import end_stage
+    from recipes.sft import run_sft
+
+    model_args, sft_args = args.proxy_stage()
+    folder, identity = Path(sft_args.output_dir), sft_identity(model_args, data, sft_args) | {"block": args.proxy}
+    if not stage_is_done(folder, identity, sft_args.overwrite_output_dir) and not end_stage(
+        run_sft(deepcopy(model_args), deepcopy(data), sft_args), folder, identity
+    ):
+        return False
+    args.proxy_made()
+    return True
 
 
 def write_the_bill(trainer: Any, model_args: ModelArguments, held_out: Any, data: DataArguments, say: Any) -> None:

@@ -18,18 +18,13 @@ from data_builders._cot import notes as cot_notes
 from data_builders._cot.asking import Origin
 from data_builders._cot.notes import NotesForm
 from mmreason.answers import verify
+from mmreason.data.two_tasks import PREFIXES, prefixed
 from mmreason.prompting.prompts import TEXTS, ask, fill, form
 from mmreason.prompting.types import Lang, Problem
-from mmreason.types import ContentPart, Example, Message
+from mmreason.types import Example, Message
 
 Form = Literal["reasoning", "label_rationale", "two_turn", "process"]
 FORMS: tuple[str, ...] = get_args(Form)
-
-PREFIXES: dict[Lang, dict[str, str]] = {
-    "en": {"label": "[label] ", "rationale": "[rationale] "},
-    "zh": {"label": "【答案】", "rationale": "【解析】"},
-}
-"""Language -> task -> what stands before the question in form `label_rationale`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +99,6 @@ def is_verified(row: Example) -> bool:
     said = completion if isinstance(completion, str) else completion[-1]["content"]
     meta = row["meta"]
     return verify(str(said), row["answer"] or "", meta.get("kind"), meta.get("choices")).correct
-
-
-def prefixed(prompt: Sequence[Message] | str, prefix: str) -> list[Message]:
-    """The prompt with a text before its question; images stay where they are."""
-    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    content = messages[-1]["content"]
-    if isinstance(content, str):
-        changed: str | list[ContentPart] = prefix + content
-    else:
-        changed = [dict(part) for part in content]  # type: ignore[misc]
-        place = next((i for i, part in enumerate(changed) if part.get("type") == "text"), None)  # type: ignore[union-attr]
-        if place is None:
-            changed.append({"type": "text", "text": prefix.strip()})  # type: ignore[union-attr]
-        else:
-            changed[place]["text"] = prefix + changed[place]["text"]  # type: ignore[index, typeddict-item]
-    return [*messages[:-1], {**messages[-1], "content": changed}]
 
 
 def _turns(row: Example, problem: Problem, language: Lang) -> list[Message]:

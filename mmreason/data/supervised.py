@@ -84,6 +84,12 @@ class SupervisedRows:
         self.weight_sums = np.diff(np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])[starts])
         return self
 
+    def scale(self, factors: Sequence[float]) -> None:
+        """Multiply the weights of each row. Args: factors: one for each row, above 0."""
+        weights = np.frombuffer(self._weights, dtype=np.float32)
+        weights *= np.repeat(np.asarray(factors, dtype=np.float32), self.lengths)
+        self.weight_sums = self.weight_sums * np.asarray(factors)
+
     def __len__(self) -> int:
         return len(self.row_ids)
 

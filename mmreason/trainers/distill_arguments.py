@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from mmreason._functions import did_you_mean
 from mmreason.trainers._options import _opt
 from mmreason.trainers.arguments import ModelArguments
 from mmreason.trainers.sft_arguments import OURS as SFT_OURS
 from mmreason.trainers.sft_arguments import SFTOptions
+from mmreason.trainers.stages import stage_options
 from mmreason.types import ConfigError
 
-Mode = Literal["hard", "soft", "on_policy", "white_box"]
-MODES: tuple[Mode, ...] = ("hard", "soft", "on_policy", "white_box")
+Mode = Literal["hard", "reinforce", "step_by_step", "soft", "proxy", "on_policy", "white_box"]
+TEXTS: tuple[Mode, ...] = ("hard", "reinforce", "step_by_step")
+"""Modes that learn from texts alone."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,14 @@ def _mapping(cls: type, given: Any, where: str) -> dict[str, Any]:
 class DistillOptions(SFTOptions):
     """Distillation: a student learns from one teacher or several."""
 
+    _proxy_is_made: ClassVar[bool] = False
+
     output_dir: str = _opt("outputs/distill", "Checkpoints, metrics, what the teacher gave, and the final student.")
     mode: Mode = _opt(
         "soft",
-        "(ours) hard: the teacher's texts; soft: its distributions over the rows' tokens; on_policy: over the "
-        "student's own; white_box: also its layers.",
+        "(ours) hard: the teacher's texts; reinforce: those of its samples that are right; step_by_step: answers and "
+        "rationales as two tasks; soft: its distributions over the rows' tokens; proxy: of a model that learned the "
+        "rows first; on_policy: over the student's own tokens; white_box: also its layers.",
     )
 
     # teachers
@@ -185,10 +191,14 @@ class DistillOptions(SFTOptions):
     teacher_store: str | None = _opt(
         None, "(ours) Folder of stored log-probabilities, which runs may share. None: teacher in output_dir."
     )
-    teacher_samples: int = _opt(1, "(ours) hard, with a teacher named: its answers to each prompt.")
+    teacher_samples: int = _opt(1, "(ours) hard and reinforce, with a teacher named: its answers to each prompt.")
     teacher_temperature: float = _opt(0.0, "(ours) Of these answers; 0 takes the likeliest tokens.")
-    keep_texts: Literal["all", "verified"] = _opt(
-        "all", "(ours) Which of them are learned from: all that ended, or those whose answer is right."
+    rationale_weight: float = _opt(1.0, "(ours) step_by_step: λ, weight of a rationale's tokens.")
+    prefix_language: Literal["en", "zh"] = _opt("en", "(ours) step_by_step: of what tells the tasks apart.")
+    proxy: dict[str, Any] | None = _opt(
+        None,
+        "(ours) proxy: {model_name_or_path: …} of the model that learns the rows first and then teaches, with further "
+        "options of recipes/sft.py.",
     )
     on_teacher_nan: Literal["skip", "error"] = _opt(
         "skip", "(ours) A row for which a teacher gives NaN is named and left out, or ends the run."
@@ -242,24 +252,57 @@ class DistillOptions(SFTOptions):
         if self.teachers is not None and self.teacher_model_name_or_path is not None:
             raise ConfigError("teacher_model_name_or_path and teachers: name all of them in teachers")
         found = self.all_teachers()
-        if self.mode != "hard" and not found and self.teacher_logits != "stored":
+        if self.mode == "proxy":
+            self._check_proxy(found)
+        elif self.mode not in TEXTS and not found and self.teacher_logits != "stored":
             raise ConfigError(f"mode: {self.mode} needs a teacher: teacher_model_name_or_path, or teachers")
         if self.mode == "white_box" and len(found) > 1:
             raise ConfigError("mode: white_box has one teacher, whose layers are learned from")
-        if self.mode != "soft" and self.teacher_logits == "stored":
+        if self.mode not in ("soft", "proxy") and self.teacher_logits == "stored":
             raise ConfigError(f"teacher_logits: stored is for mode: soft; {self.mode} needs the teacher beside it")
-        if self.mode == "hard" and len(found) > 1:
+        self._check_texts(found)
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 1")
+
+    def _check_texts(self, found: list[TeacherOptions]) -> None:
+        if self.mode in TEXTS and len(found) > 1:
             raise ConfigError(
-                "mode: hard has one teacher that writes; texts of several come from mmreason build teacher"
+                f"mode: {self.mode} has one teacher that writes; texts of several come from mmreason build teacher"
             )
+        if self.mode == "reinforce" and not found:
+            raise ConfigError("mode: reinforce needs the teacher that samples: teacher_model_name_or_path")
+        if self.mode == "step_by_step" and found:
+            raise ConfigError(
+                "mode: step_by_step learns the rationales of the rows (mmreason build cot writes some); leave the "
+                "teacher out"
+            )
+        if not self.rationale_weight > 0:
+            raise ConfigError(f"rationale_weight={self.rationale_weight} must be above 0")
         if self.teacher_samples < 1:
             raise ConfigError(f"teacher_samples={self.teacher_samples} must be at least 1")
         if self.teacher_temperature < 0 or (self.teacher_samples > 1 and not self.teacher_temperature):
             raise ConfigError(
                 f"teacher_temperature={self.teacher_temperature} must be at least 0, and above it for several samples"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k} must be at least 1")
+
+    def _check_proxy(self, found: list[TeacherOptions]) -> None:
+        if found and not self._proxy_is_made:
+            raise ConfigError("mode: proxy makes its own teacher; name it in proxy, and leave the others out")
+        if not (self.proxy or {}).get("model_name_or_path"):
+            raise ConfigError("mode: proxy needs proxy: {model_name_or_path: …}, the model that learns the rows first")
+        self.proxy_stage()
+
+    def proxy_stage(self) -> tuple[ModelArguments, SFTOptions]:
+        """The proxy's own training. Raises ConfigError for a key or a value that recipes/sft.py refuses."""
+        model, made = stage_options("proxy", self.proxy, (ModelArguments, SFTOptions), self)
+        made.output_dir = str(Path(self.output_dir) / "proxy")
+        made.overwrite_output_dir = self.overwrite_output_dir
+        made.check()
+        return model, made
+
+    def proxy_made(self) -> None:
+        """From here on the proxy is the teacher."""
+        self._proxy_is_made = True
 
     def _check_loss(self) -> None:
         if self.divergence == "jsd" and not 0 < self.beta < 1:
@@ -286,6 +329,8 @@ class DistillOptions(SFTOptions):
 
     def all_teachers(self) -> list[TeacherOptions]:
         """The teachers in their order. Raises ConfigError naming the entry."""
+        if self._proxy_is_made:
+            return [TeacherOptions(str(Path(self.output_dir) / "proxy" / "final"))]
         if self.teacher_model_name_or_path is not None:
             return [TeacherOptions(self.teacher_model_name_or_path)]
         return [TeacherOptions.parse(given, f"teachers[{i}]") for i, given in enumerate(self.teachers or [])]

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmreason.data.loss_spans import LossOn
+from mmreason.data.mixture_options import Member
 from mmreason.data.supervised import SupervisedRows, prepare_supervised
+from mmreason.data.two_tasks import task_of
 from mmreason.data.visual import can_see
 from mmreason.trainers.arguments import DataArguments
-from mmreason.trainers.distill_arguments import DistillOptions, Schedule
+from mmreason.trainers.distill_arguments import TEXTS, DistillOptions, Schedule
 from mmreason.trainers.distill_store import TeacherStore, rows_digest
 from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, model_digest, tokenizer_digest
 from mmreason.trainers.problems import Say
+from mmreason.trainers.sft_data import load_rows
 from mmreason.types import ConfigError
 
 FOLDER = "teacher"
 """In a run's output folder: what teachers gave."""
+
+
+def load_data(
+    args: DistillOptions, data: DataArguments, members: Sequence[Member], config: Any, say: Say
+) -> tuple[Any, dict[str, Any]]:
+    """(training rows, held-out rows by the name of their set), as the mode has them."""
+    from mmreason.data.two_tasks import as_labels, two_tasks
+
+    writes = args.mode in TEXTS and bool(args.all_teachers())
+    train, held_out = load_rows(data, members, args.seed, say, with_completion=not writes)
+    if writes:
+        from mmreason.trainers.distill_texts import teacher_texts
+
+        train = teacher_texts(args, data, train, config, say)
+    if args.mode == "step_by_step":
+        train = two_tasks(train, args.prefix_language)
+        held_out = {name: as_labels(rows, args.prefix_language) for name, rows in held_out.items()}
+    return train, held_out
+
+
+def scale_rationales(args: DistillOptions, rows: SupervisedRows) -> None:
+    """Give the rationales of `step_by_step` their weight."""
+    if args.mode == "step_by_step" and args.rationale_weight != 1:
+        rows.scale([args.rationale_weight if task_of(name) == "rationale" else 1.0 for name in rows.row_ids])
 
 
 def load_teachers(
@@ -34,7 +62,7 @@ def load_teachers(
     Raises: ConfigError: another vocabulary, or a teacher without eyes for rows with pictures.
     """
     found: list[LocalTeacher] = []
-    if args.mode == "hard":
+    if args.mode in TEXTS:
         return found
     pictures = any(rows.image_counts)
     for options in args.all_teachers():

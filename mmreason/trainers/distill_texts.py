@@ -127,10 +127,10 @@ def _kept(args: DistillOptions, rows: Any, answers: Sequence[Mapping[str, Any]],
     """A row for each different answer that is whole and, where that is asked, right."""
     examples = [rows[i] for i in range(len(rows))]
     right: list[bool | None] = [None] * len(answers)
-    if args.keep_texts == "verified":
+    if args.mode == "reinforce":
         without = [example["id"] for example in examples if example.get("answer") is None]
         if without:
-            raise ConfigError(f"keep_texts: verified needs an answer in every row; row {without[0]} has none")
+            raise ConfigError(f"mode: reinforce needs an answer in every row; row {without[0]} has none")
         asked = [examples[answer["row"]] for answer in answers]
         metas = [example.get("meta") or {} for example in asked]
         judged = verify_many(

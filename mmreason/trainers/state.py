@@ -293,11 +293,12 @@ def open_output_dir(
         ) from error
     record = folder / "run.json"
     if overwrite:
-        written = ("rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer", "reference", "online")
+        written = ("rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer", "reference", "online",
+                   "texts", "teacher")  # fmt: skip
         folders = [folder / name for name in written]
         for path in [*folder.glob("checkpoint-*"), *folders]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("run.json", "metrics.jsonl", "guards.jsonl", "evaluation.json", "report.html"):
+        for name in ("run.json", "metrics.jsonl", "guards.jsonl", "evaluation.json", "bill.json", "report.html"):
             (folder / name).unlink(missing_ok=True)
     if record.is_file():
         before = _identity(record)

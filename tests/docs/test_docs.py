@@ -211,7 +211,7 @@ def test_going_on_finds_the_run_finished(
 
 
 def recipe_of(page: Path) -> str:
-    if page.stem in ("pretrain", "reft", "reward_model", "preference"):
+    if page.stem in ("pretrain", "reft", "reward_model", "preference", "distill"):
         return f"recipes/{page.stem}.py"
     return "recipes/sft.py" if page.stem in ("sft", "mixtures", "masks") else "recipes/grpo_math.py"
 
@@ -359,6 +359,7 @@ def names_in_code() -> set[str]:
         "reward_arguments",
         "reward_metrics",
         "preference_arguments",
+        "distill_arguments",
     )
     options = tuple(f"trainers/{name}.py" for name in modules)
     for folder in (*options, "tools", "clients", "prompting", "data", "models", "_adapters.py", "../data_builders"):

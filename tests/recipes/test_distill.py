@@ -50,6 +50,14 @@ def losses(folder: Path) -> list[float]:
 MODES = {
     "stored": ("--teacher_logits", "stored", "--top_k", "20", "--alpha", "0.8"),
     "on_policy": ("--mode", "on_policy", "--lmbda", "0.5"),
+    "proxy": (
+        "--mode",
+        "proxy",
+        "--teacher_model_name_or_path",
+        "null",
+        "--proxy",
+        "{model_name_or_path: TEACHER, max_steps: 3, per_device_train_batch_size: 4, learning_rate: 1.0e-3}",
+    ),
     "white_box": ("--mode", "white_box", "--layers", "{hidden: 1.0, relations: 0.5, relation_heads: 2}"),
 }
 
@@ -57,10 +65,11 @@ MODES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_that_is_killed_twice_ends_as_an_unbroken_one(mode: str, parts: list[str], tmp_path: Path) -> None:
-    done = run(command(tmp_path / "whole", *parts, *MODES[mode]))
+    flags = [flag.replace("TEACHER", parts[parts.index("--teacher_model_name_or_path") + 1]) for flag in MODES[mode]]
+    done = run(command(tmp_path / "whole", *parts, *flags))
     assert done.returncode == 0 and "after (step 6)" in done.stdout, done.stderr[-3000:]
     assert len(losses(tmp_path / "whole")) == 6 and (tmp_path / "whole" / "report.html").exists()
-    words = command(tmp_path / "run", *parts, *MODES[mode])
+    words = command(tmp_path / "run", *parts, *flags)
     for step in (2, 4):
         run_and_signal(words, tmp_path / "run", step=step, number=signal.SIGKILL)
         assert len(losses(tmp_path / "run")) < 6, "the run ended before it could be killed"
@@ -69,6 +78,25 @@ def test_a_run_that_is_killed_twice_ends_as_an_unbroken_one(mode: str, parts: li
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     want, got = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run"))
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
+    check_bill(tmp_path / "run", want)
+
+
+def check_bill(folder: Path, student: dict[str, torch.Tensor]) -> None:
+    """Of three models; the student's numbers are those of its file and of the evaluation."""
+    lines = json.loads((folder / "bill.json").read_text())
+    teacher, before, after = lines
+    assert teacher["name"].startswith("teacher ") and [before["name"], after["name"]] == [
+        "student before",
+        "student after",
+    ]
+    assert after["parameters"] == before["parameters"] == sum(one.numel() for one in student.values())
+    assert teacher["parameters"] > 5 * after["parameters"] and teacher["disk_bytes"] > 5 * after["disk_bytes"]
+    assert after["disk_bytes"] == (folder / "final" / "model.safetensors").stat().st_size
+    measured = json.loads((folder / "evaluation.json").read_text())["after"]["sets"]["held_out"]["greedy"]
+    assert after["accuracy"]["held_out"] == measured
+    for line in lines:
+        assert line["accuracy"]["held_out"]["n"] == 6 and line["latency_s"] > 0 and line["tokens_per_s"] > 0
+        assert line["name"] in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ function billSection() {
     "bill",
     "The bill",
     "Teachers and student: sizes, speed on this machine, accuracy on held-out problems with 95 % intervals.",
-    h("div", { class: "blocks" }, blocks),
+    blocks,
   );
 }
 
@@ -39,7 +39,7 @@ function billBlock(run) {
     sets.map((set) => accuracyCell(line.accuracy[set])),
   ]);
   const title = compare ? h("div", { class: "title" }, run.name) : null;
-  return h("div", { class: "block" }, title, table(head, rows));
+  return h("div", {}, title, table(head, rows));
 }
 
 function billCell(value, largest, tell) {
