@@ -11,14 +11,16 @@ T² and the mix with hard labels keeps its meaning (Hinton et al., arXiv 1503.02
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jsd", "tv")
+_CHUNK_ROWS = 64  # rows whose probabilities exist at a time beside the logits
 NO_TOKEN = -1
 """Id of a place's alternative that the teacher did not give."""
 
@@ -41,6 +43,7 @@ def divergence(
 
     Returns: (N,) float, never below 0 but by rounding; inf where the KL is.
     """
+    _check(kind, beta)
     p, q = teacher_logps, student_logps
     if kind == "forward_kl":
         return _kl(p, q)
@@ -48,16 +51,19 @@ def divergence(
         return _kl(q, p)
     if kind == "tv":
         return 0.5 * (p.exp() - q.exp()).abs().sum(-1)
-    if kind == "jsd":
-        if not 0 < beta < 1:
-            raise ValueError(f"beta={beta} must be between 0 and 1; its ends are forward_kl and reverse_kl")
-        shares = p.new_tensor([beta, 1 - beta]).log()
-        # where both are 0, logaddexp has no derivative; such an outcome has no part in the divergence
-        never = torch.isneginf(p) & torch.isneginf(q)
-        p_, q_ = p.masked_fill(never, 0.0), q.masked_fill(never, 0.0)
-        mixture = torch.logaddexp(p_ + shares[0], q_ + shares[1]).masked_fill(never, float("-inf"))
-        return beta * _kl(p, mixture) + (1 - beta) * _kl(q, mixture)
-    raise ValueError(f"unknown divergence {kind!r}; known: {', '.join(DIVERGENCES)}")
+    shares = p.new_tensor([beta, 1 - beta]).log()
+    # where both are 0, logaddexp has no derivative; such an outcome has no part in the divergence
+    never = torch.isneginf(p) & torch.isneginf(q)
+    p_, q_ = p.masked_fill(never, 0.0), q.masked_fill(never, 0.0)
+    mixture = torch.logaddexp(p_ + shares[0], q_ + shares[1]).masked_fill(never, float("-inf"))
+    return beta * _kl(p, mixture) + (1 - beta) * _kl(q, mixture)
+
+
+def _check(kind: str, beta: float) -> None:
+    if kind not in DIVERGENCES:
+        raise ValueError(f"unknown divergence {kind!r}; known: {', '.join(DIVERGENCES)}")
+    if kind == "jsd" and not 0 < beta < 1:
+        raise ValueError(f"beta={beta} must be between 0 and 1; its ends are forward_kl and reverse_kl")
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -78,10 +84,59 @@ def logits_divergence(
 ) -> Tensor:
     """`divergence` at a temperature, of logits over one vocabulary.
 
+    Beside the logits and their gradient no tensor of their size is made. Differentiable once.
+
     Args: student_logits, teacher_logits: (N, V) any float dtype; computed in float32, float64 stays.
     """
-    student, teacher = _logps(student_logits, temperature), _logps(teacher_logits.detach(), temperature)
-    return divergence(student, teacher, kind, beta=beta)
+    _check(kind, beta)
+    found: Tensor = _LogitsDivergence.apply(student_logits, teacher_logits.detach(), kind, float(temperature), beta)
+    return found
+
+
+class _LogitsDivergence(torch.autograd.Function):
+    """`divergence` of logits, with its gradient worked out beside it, some rows at a time.
+
+    With g = ∂D/∂q the gradient for the logits is q (g - Σ q g) / T; g is -p/q for the forward KL, log q/p + 1 for the
+    reverse one, (1-β) log q/m for jsd and ½ sign(q - p) for total variation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, kind: Divergence, temperature: float, beta: float
+    ) -> Tensor:
+        exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+        out = torch.empty(student.shape[0], dtype=exact, device=student.device)
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        for start in range(0, student.shape[0], _CHUNK_ROWS):
+            rows = slice(start, start + _CHUNK_ROWS)
+            q, p = (_logps(logits[rows], temperature) for logits in (student, teacher))
+            out[rows] = divergence(q, p.to(exact), kind, beta=beta)
+            if gradient is not None:
+                gradient[rows] = _logits_gradient(q, p.to(exact), kind, beta).div_(temperature).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None, None
+
+
+def _logits_gradient(log_q: Tensor, log_p: Tensor, kind: Divergence, beta: float) -> Tensor:
+    """∂D/∂(student's logits at temperature 1), (rows, V)."""
+    q = log_q.exp()
+    if kind == "forward_kl":
+        return q.sub_(log_p.exp())
+    if kind == "reverse_kl":
+        slope = log_q - log_p
+    elif kind == "tv":
+        slope = 0.5 * torch.sign(q - log_p.exp())
+    else:
+        shares = log_q.new_tensor([beta, 1 - beta]).log()
+        slope = (1 - beta) * (log_q - torch.logaddexp(log_p + shares[0], log_q + shares[1]))
+    slope.masked_fill_(q == 0, 0.0)  # what the student can't say it can't learn to say
+    return slope.sub_((q * slope).sum(-1, keepdim=True)).mul_(q)
 
 
 def top_k_logps(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
