@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", nargs=2, metavar=("WAY", "KIND"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.child:
-        print(json.dumps(measure(*arguments.child, arguments.vocab, arguments.places, arguments.seed)))
+        way, kind = arguments.child
+        print(json.dumps(measure(way, kind, arguments.vocab, arguments.places, arguments.seed)))
         return 0
     rows, is_well = [], True
     for kind in KINDS:

@@ -48,7 +48,9 @@ def align(
 
     Raises: DataError naming the row, where the texts differ.
     """
-    texts, borders = zip(*(token_borders(ids, one) for ids, one in zip((first, second), tokenizers, strict=True)), strict=True)
+    texts, borders = zip(
+        *(token_borders(ids, one) for ids, one in zip((first, second), tokenizers, strict=True)), strict=True
+    )
     if texts[0].strip() != texts[1].strip():
         at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
         raise DataError(

@@ -66,7 +66,7 @@ def as_labels(dataset: Dataset, language: str = "en") -> Dataset:
     """The same problems, each asked for its answer alone; a completion without its reasoning."""
     from mmreason.data.schema import to_dataset
 
-    rows = []
+    rows: list[Example] = []
     for row in dataset:
         if row.get("completion") is None:
             rows.append({**row, "prompt": prefixed(row["prompt"], PREFIXES[language]["label"])})

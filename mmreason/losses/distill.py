@@ -198,6 +198,38 @@ def _logps(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(exact if temperature == 1 else exact / temperature, dim=-1)
 
 
+def span_divergence(
+    student_logps: Tensor,
+    student_spans: Tensor,
+    teacher_logps: Tensor,
+    teacher_spans: Tensor,
+    count: int,
+    kind: Divergence = "forward_kl",
+    *,
+    beta: float = 0.5,
+) -> Tensor:
+    """`divergence` over two outcomes for each span of a text: that it is written here, and that anything else is.
+
+    A span's probability is the product over its tokens, however it is cut into tokens; where both cut alike, this is
+    `top_k_divergence` of the one token that stands there. For models whose vocabularies differ.
+
+    Args:
+        student_logps, teacher_logps: (S,), (S',) of the tokens of one text in both tokenizations, nats.
+        student_spans, teacher_spans: (S,), (S',) int64 number of each token's span, -1 for tokens in none.
+        count: number of spans.
+
+    Returns: (count,).
+    """
+    sums = []
+    for logps, spans in ((student_logps, student_spans), (teacher_logps.detach(), teacher_spans)):
+        there = spans >= 0
+        each = logps.new_zeros(count).index_add(0, spans[there], logps[there])
+        # what is certain leaves no other outcome, and no derivative
+        sure = each.clamp(max=-torch.finfo(torch.float32).eps)
+        sums.append(torch.stack([sure, _log1mexp(sure)], dim=-1))
+    return divergence(sums[0], sums[1].to(sums[0].dtype), kind, beta=beta)
+
+
 def sorted_distance(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Σ |p_(i) - q_(i)| of the probabilities in falling order: no token is compared with another by name.
 

@@ -7,16 +7,17 @@ what the teachers say about the same tokens, and, for on-policy distillation, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 
 from mmreason.data.mixture import RowOrder
-from mmreason.losses.distill import in_chunks, top_k_logps
+from mmreason.losses.distill import in_chunks, span_divergence, top_k_logps
 from mmreason.losses.lm import token_logps
 from mmreason.rollout.types import Sampling
 from mmreason.trainers.distill_arguments import DistillOptions, Schedule
@@ -71,13 +72,14 @@ class DistillTrainer(SFTTrainer):
         layers = options.layer_options()
         self.white_box = None
         if layers is not None:
-            same = teachers[0].rows is None
-            self.white_box = WhiteBox(layers, model, teachers[0].model, same_rendering=same)
+            rendering = teachers[0].rows is None
+            self.white_box = WhiteBox(layers, model, teachers[0].model, same_rendering=rendering)
         for teacher in teachers:
-            if teacher.rows is not None:
+            if teacher.rows is not None and options.teacher_alignment == "tokens":
                 check_renderings(rows, teacher.rows, teacher.name)
         tokenizer = getattr(processor, "tokenizer", processor)
-        self.vocab = vocabulary_size([model, *(teacher.model for teacher in teachers)], tokenizer)
+        alike = [] if options.teacher_alignment == "spans" else [teacher.model for teacher in teachers]
+        self.vocab = vocabulary_size([model, *alike], tokenizer)
         self.all_rows = rows
         super().__init__(model, options, config, rows, processor, checkpoint, order)
         sources = sorted(set(rows.sources))
@@ -97,7 +99,7 @@ class DistillTrainer(SFTTrainer):
     def make_collator(self, model: Any) -> Any:
         pad, free = self.tokenizer.pad_token_id, self.padding_free_rows
         # A teacher's own rendering is padded: its row lengths are not the ones that bins were packed by.
-        own = [None if one.rows is None else Collator(one.model, pad, False) for one in self.teachers]
+        own = [None if one.rows is None else self._teacher_collator(one) for one in self.teachers]
         collate = DistillCollator(Collator(model, pad, free), [None] * len(self.stores) if self.stores else own)
         self.collate = collate
         return _Bins if self.options.mode == "on_policy" else collate
@@ -105,7 +107,14 @@ class DistillTrainer(SFTTrainer):
     def make_dataset(self, rows: Any, sources: Sequence[str]) -> Any:
         if self.stores:
             return DistillRows(rows, sources, [None] * len(self.stores), self.stores)
-        return DistillRows(rows, sources, [one.rows for one in self.teachers], [None] * len(self.teachers))
+        in_spans = self.options.teacher_alignment == "spans"
+        tokenizers = [self.tokenizer, *(one.tokenizer for one in self.teachers)] if in_spans else []
+        nothing: list[TeacherStore | None] = [None] * len(self.teachers)
+        return DistillRows(rows, sources, [one.rows for one in self.teachers], nothing, tokenizers)
+
+    def _teacher_collator(self, teacher: LocalTeacher) -> Collator:
+        tokenizer = self.tokenizer if teacher.tokenizer is None else teacher.tokenizer
+        return Collator(teacher.model, tokenizer.pad_token_id, False)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Of an on-policy step the prompts alone are taken from the rows; the student answers them first."""
@@ -139,7 +148,7 @@ class DistillTrainer(SFTTrainer):
         told, names = inputs.pop("teachers", []), inputs.pop("row_ids", [])
         prepared = super()._prepare_inputs(inputs)
         device = prepared["input_ids"].device
-        moved = [None if one is None else {name: value.to(device) for name, value in one.items()} for one in told]
+        moved = [None if one is None else send_to_device(one, device) for one in told]
         return prepared | {"teachers": moved, "row_ids": names}
 
     def compute_loss(
@@ -154,7 +163,11 @@ class DistillTrainer(SFTTrainer):
         weights = self._without_bad_rows(places, views, names)
         per_teacher = self._teacher_weights(places, sources, views)
         comparison = self._comparison(temperature)
-        values = comparison.values(states, head, places.tokens, views, per_teacher)
+        if self.options.teacher_alignment == "spans":
+            values = comparison.values(states, head, places.tokens, [], per_teacher[:, :0])
+            values, per_teacher = self._in_spans(values, per_teacher, views, told)
+        else:
+            values = comparison.values(states, head, places.tokens, views, per_teacher)
         if self.options.hard_share != 1:
             weights = farthest(values.divergence, weights, self.options.hard_share)
         # A row that no teacher speaks for is learned from its own tokens.
@@ -205,17 +218,37 @@ class DistillTrainer(SFTTrainer):
         if self.stores:
             return TeacherView(ids=told["ids"], logps=told["logps"], label_logps=told["label_logps"])
         more = {} if self.white_box is None else self.white_box.forward_options
+        batch = inputs if told is None else {name: value for name, value in told.items() if name != "spans"}
         with self.compute_loss_context_manager():
-            return self.teachers[place].look(inputs if told is None else told, chunked=self._chunked, **more)
+            return self.teachers[place].look(batch, chunked=self._chunked, **more)
+
+    def _in_spans(
+        self, values: PlaceValues, per_teacher: Tensor, views: Sequence[TeacherView], told: Sequence[Any]
+    ) -> tuple[PlaceValues, Tensor]:
+        """The divergence of each place's span in that of the place; no weight where a place is in none."""
+        far = torch.zeros_like(values.nll)
+        columns = []
+        for weight, view, one in zip(per_teacher.unbind(1), views, told, strict=True):
+            if "spans" not in one:  # nothing is learned in this micro-batch
+                columns.append(torch.zeros_like(weight))
+                continue
+            mine, theirs = one["spans"]
+            assert view.places is not None
+            logps = label_logps(view, view.places.tokens, None, self.options.logits_chunk_size)
+            count = int(max(mine.max(), theirs.max())) + 1
+            each = span_divergence(
+                -values.nll, mine, logps, theirs, count, self.options.divergence, beta=self.options.beta
+            )
+            columns.append(weight * (mine >= 0))
+            far = far + columns[-1] * torch.where(mine >= 0, each[mine.clamp(min=0)], 0.0)
+        return replace(values, divergence=far), torch.stack(columns, dim=1)
 
     def _without_bad_rows(self, places: Places, views: Sequence[TeacherView], names: Sequence[str]) -> Tensor:
         """The places' weights, 0 for rows of which a teacher said NaN; those are named, and counted."""
-        bad = torch.zeros_like(places.weights, dtype=torch.bool)
-        for view in views:
-            bad |= view.bad_places().to(bad.device)
-        if not bool(bad.any()):
+        found = [(view.places or places).row_numbers[view.bad_places()] for view in views]
+        numbers = torch.cat(found).unique() if found else places.row_numbers[:0]
+        if not len(numbers):
             return places.weights
-        numbers = places.row_numbers[bad].unique()
         told = ", ".join(str(names[number]) for number in numbers.tolist()[:5])
         message = f"a teacher gave NaN for {len(numbers)} rows of step {self.state.global_step + 1}: {told}"
         if self.options.on_teacher_nan == "error":
@@ -230,11 +263,14 @@ class DistillTrainer(SFTTrainer):
         by_row = self.weights.to(device)[sources.to(device)]
         if self.options.teacher_weighting == "confidence" and len(views) > 1:
             sums = by_row.new_zeros(len(by_row), len(views))
-            counts = by_row.new_zeros(len(by_row)).index_add(0, places.row_numbers, places.weights)
+            counts = torch.zeros_like(sums)
+            vocab = None if self.options.teacher_alignment == "spans" else self.vocab
             for place, view in enumerate(views):
-                found = label_logps(view, places.tokens, self.vocab, self.options.logits_chunk_size)
-                sums[:, place].index_add_(0, places.row_numbers, -found * places.weights)
-            by_row = confidence_weights(by_row, sums / counts.clamp(min=1e-30)[:, None])
+                own = view.places or places
+                found = label_logps(view, own.tokens, vocab, self.options.logits_chunk_size)
+                sums[:, place].index_add_(0, own.row_numbers, -found * own.weights)
+                counts[:, place].index_add_(0, own.row_numbers, own.weights)
+            by_row = confidence_weights(by_row, sums / counts.clamp(min=1e-30))
         return by_row[places.row_numbers]
 
     def _layer_terms(
@@ -290,7 +326,7 @@ class DistillTrainer(SFTTrainer):
     def _said(self, teacher: LocalTeacher, part: range) -> list[RowLogps]:
         """A teacher's likeliest tokens for some training rows, on the main process. Collective."""
         size, world = self.args.per_device_train_batch_size, self.parallel.size
-        own = None if teacher.rows is None else Collator(teacher.model, self.tokenizer.pad_token_id, False)
+        own = None if teacher.rows is None else self._teacher_collator(teacher)
         collate = own or Collator(self.model, self.tokenizer.pad_token_id, False)
         rows = self.all_rows if teacher.rows is None else teacher.rows
         made: list[tuple[int, RowLogps]] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from mmreason._functions import did_you_mean
 from mmreason.trainers._options import _opt
@@ -162,7 +162,7 @@ def _mapping(cls: type, given: Any, where: str) -> dict[str, Any]:
 class DistillOptions(SFTOptions):
     """Distillation: a student learns from one teacher or several."""
 
-    _proxy_is_made: ClassVar[bool] = False
+    _proxy_is_made = False  # no option
 
     output_dir: str = _opt("outputs/distill", "Checkpoints, metrics, what the teacher gave, and the final student.")
     mode: Mode = _opt(
@@ -199,6 +199,11 @@ class DistillOptions(SFTOptions):
         None,
         "(ours) proxy: {model_name_or_path: …} of the model that learns the rows first and then teaches, with further "
         "options of recipes/sft.py.",
+    )
+    teacher_alignment: Literal["tokens", "spans"] = _opt(
+        "tokens",
+        "(ours) soft: compare tokens, which wants one vocabulary; or the stretches of text that both tokenizers cut "
+        "out, which suits any.",
     )
     on_teacher_nan: Literal["skip", "error"] = _opt(
         "skip", "(ours) A row for which a teacher gives NaN is named and left out, or ends the run."
@@ -261,6 +266,8 @@ class DistillOptions(SFTOptions):
         if self.mode not in ("soft", "proxy") and self.teacher_logits == "stored":
             raise ConfigError(f"teacher_logits: stored is for mode: soft; {self.mode} needs the teacher beside it")
         self._check_texts(found)
+        if self.teacher_alignment == "spans":
+            self._check_spans()
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
 
@@ -284,6 +291,17 @@ class DistillOptions(SFTOptions):
             raise ConfigError(
                 f"teacher_temperature={self.teacher_temperature} must be at least 0, and above it for several samples"
             )
+
+    def _check_spans(self) -> None:
+        if self.mode not in ("soft", "proxy") or self.teacher_logits == "stored":
+            raise ConfigError(
+                "teacher_alignment: spans is for mode: soft with the teacher beside the student: other modes compare "
+                "tokens or layers, and what is stored is of tokens"
+            )
+        if Schedule.parse(self.temperature, "temperature").values != (1.0, 1.0) or self.top_k is not None:
+            raise ConfigError("teacher_alignment: spans compares probabilities of texts: temperature 1, and no top_k")
+        if self.packing or self.padding_free:
+            raise ConfigError("teacher_alignment: spans reads padded rows; leave out packing and padding_free")
 
     def _check_proxy(self, found: list[TeacherOptions]) -> None:
         if found and not self._proxy_is_made:

@@ -66,7 +66,8 @@ def load_teachers(
         return found
     pictures = any(rows.image_counts)
     for options in args.all_teachers():
-        model, processor = load_teacher(options, student)
+        in_spans = args.teacher_alignment == "spans"
+        model, processor = load_teacher(options, None if in_spans else student)
         if pictures and not can_see(processor):
             raise ConfigError(
                 f"the teacher {options.path} takes no images, and rows have some: it would grade what it can't see. "
@@ -74,7 +75,7 @@ def load_teachers(
                 "learn those with mode: hard"
             )
         own = None
-        if pictures:
+        if pictures or in_spans:
             say(f"Rendering the rows for the teacher {options.path}.")
             own, _ = prepare_supervised(
                 train,
@@ -83,7 +84,7 @@ def load_teachers(
                 on_bad_row=data.on_bad_row,
                 chat_template_kwargs=args.chat_template_kwargs,
             )
-        found.append(LocalTeacher(options, model, own))
+        found.append(LocalTeacher(options, model, own, getattr(processor, "tokenizer", processor)))
     return found
 
 

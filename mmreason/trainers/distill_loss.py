@@ -107,8 +107,8 @@ class Comparison:
 
 
 @torch.no_grad()
-def label_logps(view: TeacherView, tokens: Tensor, vocab: int, chunk: int | None) -> Tensor:
-    """(S,) what a teacher gives the rows' own tokens, nats at temperature 1."""
+def label_logps(view: TeacherView, tokens: Tensor, vocab: int | None, chunk: int | None) -> Tensor:
+    """(S,) what a teacher gives the rows' own tokens, nats at temperature 1. vocab: its size; None: all of it."""
     if view.label_logps is not None:
         return view.label_logps
     assert view.states is not None

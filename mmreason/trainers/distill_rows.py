@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmreason.data.order import Bin
+from mmreason.data.spans import align
 from mmreason.data.supervised import SupervisedRow
 from mmreason.losses.distill import NO_TOKEN
 from mmreason.rollout.types import Completion, Engine, Request, Sampling
@@ -26,12 +27,14 @@ class DistillRow:
 
     row: the student's. source: its place among the sources. number: of the training row, for error messages.
     teachers: each teacher's own rendering, None where the student's suits. stored: what each teacher has said already.
+    spans: for each teacher, of the student's and its own supervised tokens, the number of the span that each is in.
     """
 
     row: SupervisedRow
     source: int
     teachers: tuple[SupervisedRow | None, ...]
     stored: tuple[RowLogps | None, ...]
+    spans: tuple[tuple[list[int], list[int]], ...] = ()
 
 
 class DistillRows(torch.utils.data.Dataset[list[DistillRow]]):
@@ -40,6 +43,7 @@ class DistillRows(torch.utils.data.Dataset[list[DistillRow]]):
     Args:
         rows: the student's. sources: their names. renderings: each teacher's own rows, None where the student's suit.
         stores: each teacher's kept log-probabilities, None for one that is asked.
+        tokenizers: the student's and each teacher's, where they differ and spans are compared.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class DistillRows(torch.utils.data.Dataset[list[DistillRow]]):
         sources: Sequence[str],
         renderings: Sequence[Any],
         stores: Sequence[TeacherStore | None],
+        tokenizers: Sequence[Any] = (),
     ) -> None:
+        self.tokenizers, self._spans = list(tokenizers), dict[int, tuple[tuple[list[int], list[int]], ...]]()
         self.rows, self.renderings, self.stores = rows, list(renderings), list(stores)
         self.numbers = {name: i for i, name in enumerate(sources)}
 
@@ -78,7 +84,21 @@ class DistillRows(torch.utils.data.Dataset[list[DistillRow]]):
             stored = [
                 None if one is None else RowLogps(one.ids[:0], one.logps[:0], one.label_logps[:0]) for one in stored
             ]
-        return DistillRow(row, source, tuple(teachers), tuple(stored))
+        spans = self._aligned(number, row, teachers) if self.tokenizers and index >= 0 else ()
+        return DistillRow(row, source, tuple(teachers), tuple(stored), spans)
+
+    def _aligned(
+        self, number: int, row: SupervisedRow, teachers: Sequence[SupervisedRow | None]
+    ) -> tuple[tuple[list[int], list[int]], ...]:
+        if number not in self._spans:
+            mine = [token for token, _ in _learned(row)]
+            found = []
+            for own, tokenizer in zip(teachers, self.tokenizers[1:], strict=True):
+                assert own is not None
+                theirs = [token for token, _ in _learned(own)]
+                found.append(align(mine, theirs, (self.tokenizers[0], tokenizer), f"row {row.row_id}"))
+            self._spans[number] = tuple(found)
+        return self._spans[number]
 
 
 def _supervised(row: SupervisedRow) -> int:
@@ -131,7 +151,21 @@ class DistillCollator:
                 told.append(own)
             else:
                 told.append(None)
+        if any(one.spans for one in rows):
+            for place, own in enumerate(told):
+                own["spans"] = _joined_spans([one.spans[place] for one in rows if one.spans])
         return batch | {"teachers": told, "row_ids": [one.row.row_id for one in rows]}
+
+
+def _joined_spans(spans: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """Numbers of all rows' spans, one row behind the other: (S,) of the student's tokens, (S',) of the teacher's."""
+    joined: tuple[list[int], list[int]] = ([], [])
+    count = 0
+    for pair in spans:
+        for into, numbers in zip(joined, pair, strict=True):
+            into += [number + count if number >= 0 else -1 for number in numbers]
+        count += max([*pair[0], *pair[1], -1]) + 1
+    return torch.tensor(joined[0]), torch.tensor(joined[1])
 
 
 def _stacked(stored: Sequence[Any]) -> dict[str, Tensor]:

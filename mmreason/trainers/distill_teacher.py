@@ -55,11 +55,13 @@ class LocalTeacher:
     """A model beside the student.
 
     rows: the training rows as its own processor renders them; None where the student's suit.
+    tokenizer: its own, where rows are.
     """
 
     options: TeacherOptions
     model: Any
     rows: Any = None
+    tokenizer: Any = None
     head_alone: bool | None = field(default=None, init=False)
 
     @property
@@ -90,14 +92,15 @@ class LocalTeacher:
 def load_teacher(options: TeacherOptions, student: Any, device_map: Any = None) -> tuple[Any, Any]:
     """(the model in eval mode, its processor or tokenizer), once its vocabulary is known to be the student's.
 
-    Args: student: the student's processor or tokenizer.
+    Args: student: the student's processor or tokenizer; None where another vocabulary will do.
     Raises: ConfigError: another vocabulary.
     """
     from mmreason.models.loading import load_policy_model, load_processor
 
     named = options.model_arguments()
     processor = load_processor(named)
-    check_vocabularies(student, processor, options.path)
+    if student is not None:
+        check_vocabularies(student, processor, options.path)
     if options.quantization is None:
         return load_policy_model(named).eval(), processor
     return _quantized(options, device_map).eval(), processor
@@ -123,8 +126,8 @@ def check_vocabularies(student: Any, teacher: Any, name: str) -> None:
     raise ConfigError(
         f"the teacher {name} has another vocabulary than the student ({len(other)} tokens, {len(mine)} here; {token!r} "
         f"is {other.get(token, 'unknown')} there, {mine[token]} here): their distributions can't be compared token by "
-        "token. Use mode: hard, which learns from the teacher's texts, or a student with the teacher's tokenizer "
-        "(mmreason student)"
+        "token. Use mode: hard, which learns from the teacher's texts, teacher_alignment: spans, or a student with the "
+        "teacher's tokenizer (mmreason student)"
     )
 
 

@@ -18,6 +18,7 @@ from mmreason.losses.distill import (
     logits_divergence,
     soften,
     sorted_distance,
+    span_divergence,
     top_k_divergence,
     top_k_logps,
 )
@@ -241,3 +242,37 @@ def test_unknown_names_are_refused() -> None:
         divergence(one, one, "kl")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="between 0 and 1"):
         divergence(one, one, "jsd", beta=1.0)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_spans_are_two_outcomes(kind: str) -> None:
+    """Probabilities of a span's tokens are multiplied; it is written, or something else is."""
+    q, p = [0.5, 0.8, 0.9, 0.3], [0.6, 0.7, 0.25]
+    student = torch.tensor(q, dtype=torch.float64).log().requires_grad_()
+    teacher = torch.tensor(p, dtype=torch.float64).log()
+    spans = torch.tensor([0, 0, 1, -1]), torch.tensor([0, 1, 1])
+    found = span_divergence(student, spans[0], teacher, spans[1], 2, kind, beta=0.3)  # type: ignore[arg-type]
+    pairs = [(0.5 * 0.8, 0.6), (0.9, 0.7 * 0.25)]
+    expected = [literal([p_, 1 - p_], [q_, 1 - q_], kind, 0.3) for q_, p_ in pairs]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-9)
+    assert torch.autograd.gradcheck(
+        lambda s: span_divergence(s, spans[0], teacher, spans[1], 2, kind, beta=0.3),  # type: ignore[arg-type]
+        (student,),
+    )
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_spans_of_one_token_are_the_token_and_all_others(kind: str) -> None:
+    student, teacher = draw(4, 9)
+    tokens = torch.tensor([2, 0, 8, 5])
+    q, p = (torch.log_softmax(one, -1).gather(1, tokens[:, None])[:, 0] for one in (student, teacher))
+    found = span_divergence(q, torch.arange(4), p, torch.arange(4), 4, kind)  # type: ignore[arg-type]
+    expected = top_k_divergence(student, tokens[:, None], p[:, None], kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected)
+
+
+def test_certain_spans_have_gradients() -> None:
+    student = torch.tensor([0.0, -1e-12]).requires_grad_()
+    found = span_divergence(student, torch.tensor([0, 1]), torch.tensor([0.0, -0.5]), torch.tensor([0, 1]), 2)
+    found.sum().backward()
+    assert torch.isfinite(found).all() and torch.isfinite(student.grad).all()

@@ -377,6 +377,18 @@ def test_a_store_of_something_else_is_refused_saying_what(changed: str, tmp_path
         ({"mode": "white_box", "layers": {"hiden": 1}}, "unknown setting 'hiden'.*hidden"),
         ({"mode": "white_box", "teachers": [{"path": "x"}, {"path": "y"}]}, "one teacher"),
         ({"hard_share": 0}, "hard_share"),
+        ({"teacher_alignment": "spans", "temperature": 2.0}, "temperature 1"),
+        ({"teacher_alignment": "spans", "mode": "on_policy"}, "is for mode: soft"),
+        ({"mode": "reinforce", "teachers": None}, "needs the teacher that samples"),
+        ({"mode": "hard", "teachers": [{"path": "x"}, {"path": "y"}]}, "one teacher that writes"),
+        ({"mode": "hard", "teacher_samples": 3}, "above it for several samples"),
+        ({"mode": "step_by_step"}, "leave the teacher out"),
+        ({"mode": "proxy"}, "makes its own teacher"),
+        ({"mode": "proxy", "teachers": None}, "needs proxy"),
+        (
+            {"mode": "proxy", "teachers": None, "proxy": {"model_name_or_path": "x", "max_step": 3}},
+            "proxy: .*max_steps",
+        ),
     ],
 )
 def test_options_that_can_not_work(changes: dict[str, Any], message: str) -> None:
@@ -397,3 +409,54 @@ def test_schedules_and_weights() -> None:
     assert options.weights_of("maths") == [0.75, 0.25] and options.weights_of("law") == [1.0, 0.0]
     assert TeacherOptions("a", sources={"x": 2}).weight_of("y") == 0
     assert LayerOptions.parse({"map": "last"}).hidden == 1.0
+
+
+# ---- another tokenizer
+
+
+def test_a_teacher_with_another_tokenizer_is_compared_in_spans(tmp_path: Path) -> None:
+    """The first loss, written out: for each stretch of text, its probability against that of anything else."""
+    from mmreason.data.schema import to_dataset
+    from mmreason.data.spans import align
+    from mmreason.data.supervised import prepare_supervised
+    from mmreason.models.tiny import tiny_decoder, tiny_tokenizer
+    from mmreason.trainers.distill import DistillTrainer
+    from mmreason.trainers.distill_teacher import LocalTeacher
+    from mmreason.trainers.sft import trl_config
+
+    said = ["the apples are 17", "25 pears are left", "so it is 42 in all"]
+    examples = [
+        {"prompt": [{"role": "user", "content": f"{i}?"}], "completion": [{"role": "assistant", "content": text}],
+         "id": f"r{i}", "source": "s"}
+        for i, text in enumerate(said)
+    ]  # fmt: skip
+    data = to_dataset(examples, ("prompt", "completion", "id", "source"))  # type: ignore[arg-type]
+    mine, theirs = tiny_tokenizer(), tiny_tokenizer(said * 9, vocab_size=320)
+    rows, own = (prepare_supervised(data, tokenizer)[0] for tokenizer in (mine, theirs))
+    model, teacher = student(), tiny_decoder("s", vocab_size=len(theirs), seed=9)
+    args = DistillOptions(
+        output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=False, max_steps=1, logging_steps=1,
+        per_device_train_batch_size=3, teachers=[{"path": "other"}], teacher_alignment="spans", alpha=0.9,
+    )  # fmt: skip
+    args.check()
+    local = LocalTeacher(args.all_teachers()[0], teacher, own, theirs)
+    trainer = DistillTrainer(model, args, trl_config(args, OURS), rows, mine, teachers=[local], weights=args.weights_of)
+    expected, weight = 0.0, 0.0
+    for i in range(3):
+        probabilities, learned = [], []
+        for one, row in ((student(), rows[i]), (teacher, own[i])):
+            with torch.no_grad():
+                logps = torch.log_softmax(one(input_ids=torch.tensor([row.ids])).logits[0].double(), -1)
+            places = [p for p in range(1, len(row.ids)) if row.weights[p]]
+            probabilities.append([logps[p - 1, row.ids[p]].item() for p in places])
+            learned.append([row.ids[p] for p in places])
+        spans = align(learned[0], learned[1], (mine, theirs), "row")
+        for place, number in enumerate(spans[0]):
+            q, p = (
+                float(np.exp(sum(lp for lp, n in zip(each, numbers, strict=True) if n == number)))
+                for each, numbers in zip(probabilities, spans, strict=True)
+            )
+            expected += 0.1 * -probabilities[0][place] + 0.9 * literal([p, 1 - p], [q, 1 - q], "forward_kl", 0.5)
+            weight += 1
+    assert trainer.fit()
+    assert losses(tmp_path) == [pytest.approx(expected / weight, rel=1e-4)]
