@@ -327,24 +327,42 @@ def test_a_dry_run_checks_and_writes_nothing(small: Path, capsys: pytest.Capture
 def test_a_full_disk_ends_the_run_cleanly(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from data_builders.building import writing as _writing
+    from data_builders._corpus import steps
     from mmreason.types import MMReasonError
 
-    written = _writing.write_parquet
+    written = steps.write_whole
     calls = []
 
-    def full(dataset: Any, path: Path) -> None:
-        calls.append(path)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written(dataset, path)
+    def full(path: Path, data: Any) -> None:
+        if path.suffix == ".parquet":
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(path, data)
 
-    monkeypatch.setattr(_writing, "write_parquet", full)
+    monkeypatch.setattr(steps, "write_whole", full)
     options = small_options(small, small / "out")
     with pytest.raises(MMReasonError, match=r"stage write: No space left.*same command goes on"):
         run(Corpus(options), say=lambda _: None)
     assert run(Corpus(options), say=lambda _: None)["counts"]["rows"]["kept"] == 12
     assert len(calls) == 4  # the first shard was not written again
+
+
+def test_shards_are_what_datasets_writes(tmp_path: Path) -> None:
+    """The same features and rows as of `to_dataset`, though it isn't imported for them."""
+    from datasets import load_dataset
+
+    from data_builders._corpus.steps import COLUMNS, documents_parquet
+    from mmreason.data.schema import to_dataset
+
+    rows = [
+        {"text": "one\n汉字", "id": "a#0", "source": "s", "meta": {"domain": "x", "n": 3, "deep": [{"ü": None}]}},
+        {"text": "two", "id": "a#1", "source": "s", "meta": {}},
+    ]
+    (tmp_path / "shard.parquet").write_bytes(documents_parquet(rows))
+    found = load_dataset("parquet", data_files=str(tmp_path / "shard.parquet"), split="train", cache_dir=str(tmp_path))
+    expected = to_dataset(rows, COLUMNS)  # type: ignore[arg-type]
+    assert found.features == expected.features and found.to_list() == expected.to_list() == rows
 
 
 # --------------------------------------------------------------------------------------------------------------------
