@@ -86,7 +86,7 @@ class DistillTrainer(SFTTrainer):
         speak = bool(self.teachers or self.stores)  # of a teacher that has written its texts nothing more is asked
         each = [list(weights(source)) if speak else [] for source in sources]
         self.weights = torch.tensor(each, dtype=torch.float32).view(len(sources), -1 if speak else 0)
-        self.monitor = TransferMonitor(sources)
+        self.monitor = TransferMonitor(sources, compares_tokens=options.teacher_alignment == "tokens")
         self.temperature = Schedule.parse(options.temperature, "temperature")
         self.alpha = Schedule.parse(options.alpha, "alpha")
         self.lmbda = Schedule.parse(options.lmbda, "lmbda")
@@ -291,7 +291,8 @@ class DistillTrainer(SFTTrainer):
 
     def _record(self, values: PlaceValues, places: Places, weights: Tensor, sources: Tensor) -> None:
         numbers = sources.to(places.row_numbers.device)[places.row_numbers]
-        self.monitor.add(values, weights, numbers)
+        if self.weights.shape[1]:
+            self.monitor.add(values, weights, numbers)
         correct = values.correct.bool()
         self.source_losses.add(TokenLosses(values.nll, places.weights, correct, places.row_numbers), sources)
 

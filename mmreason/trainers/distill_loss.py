@@ -135,12 +135,15 @@ def confidence_weights(weights: Tensor, nll: Tensor) -> Tensor:
 
 
 class TransferMonitor:
-    """How near the student is to its teachers since this was last asked: by source, and how sure both are."""
+    """How near the student is to its teachers since this was last asked: by source, and how sure both are.
+
+    Args: compares_tokens: both have the same tokens; else only divergences are told.
+    """
 
     BINS = 10
 
-    def __init__(self, sources: Sequence[str]) -> None:
-        self.sources = list(sources)
+    def __init__(self, sources: Sequence[str], *, compares_tokens: bool = True) -> None:
+        self.sources, self.compares_tokens = list(sources), compares_tokens
         # per source: weight, divergence, agreement; and per bin of confidence: count, confidence, correct (both models)
         self._sums = torch.zeros(len(self.sources), 3, dtype=torch.float64)
         self._bins = torch.zeros(2, self.BINS, 3, dtype=torch.float64)
@@ -182,6 +185,8 @@ class TransferMonitor:
                     out[f"distill/agreement/{name}"] = agree / count
         for name, table in zip(("calibration", "teacher_calibration"), bins, strict=True):
             out[f"distill/{name}"] = ((table[:, 1] - table[:, 2]).abs().sum() / total[0]).item()
+        if not self.compares_tokens:
+            out = {name: value for name, value in out.items() if "divergence" in name}
         return out | ({"distill/skipped_rows": float(skipped)} if skipped else {})
 
 

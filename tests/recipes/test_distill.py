@@ -144,3 +144,15 @@ def test_a_store_of_another_teacher_is_refused(parts: list[str], tmp_path: Path)
         main([*parts, *quick, *stored, "--teacher_model_name_or_path", other, "--output_dir", str(tmp_path / "second")])
     with pytest.raises(ConfigError, match="for other rows"):
         main([*parts, *quick, *stored, "--max_train_samples", "20", "--output_dir", str(tmp_path / "third")])
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft", "step_by_step"])
+def test_real_chains_of_thought(mode: str, parts: list[str], shared_data: Path, tmp_path: Path) -> None:
+    """SVAMP's solutions by a teacher of another kind: their texts, another model's view of them, two tasks."""
+    flags = [*parts, *SETTINGS, "--dataset_name", str(shared_data / "sft_cot" / "svamp_nl_cot.jsonl")]
+    flags += ["--max_train_samples", "40", "--dataset_test_split", "null", "--max_steps", "1", "--bill", "false"]
+    if mode != "soft":
+        flags += ["--teacher_model_name_or_path", "null"]
+    main([*flags, "--mode", mode, "--output_dir", str(tmp_path / "run")])
+    (line,) = (line for line in metrics(tmp_path / "run") if "loss" in line)
+    assert 0 < line["loss"] < 20 and ("distill/divergence" in line) == (mode == "soft")
