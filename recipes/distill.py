@@ -30,8 +30,8 @@ OPTIONS = (ModelArguments, DataArguments, DistillOptions)
 # What decides the objective, and whose tokens stand in which step.
 FIXED = (
     "mode", "teacher_model_name_or_path", "teachers", "teacher_weighting", "teacher_logits", "top_k", "divergence",
-    "beta", "temperature", "alpha", "layers", "hard_share", "lmbda", "sampling_temperature", "teacher_samples",
-    "teacher_temperature", "rationale_weight", "prefix_language", "proxy",
+    "beta", "temperature", "alpha", "layers", "hard_share", "sample_by_gap", "lmbda", "sampling_temperature",
+    "teacher_samples", "teacher_temperature", "teacher_alignment", "rationale_weight", "prefix_language", "proxy",
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
 
     # 2. Rows: the teacher's own texts or any others; conversations become token ids with loss weights.
     from mmreason.models.loading import load_policy_model, load_processor
-    from mmreason.trainers.distill_data import load_data, load_teachers, scale_rationales, stores_of
+    from mmreason.trainers.distill_data import by_gap, load_data, load_teachers, scale_rationales, stores_of
     from mmreason.trainers.model_parts import compose_for_run
     from mmreason.trainers.sft_data import check_data, order_of, render_rows
 
@@ -97,7 +97,7 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
         rows,
         processor,
         checkpoint,
-        order_of(train, rows, members, curriculum, args),
+        by_gap(args, len(rows)) or order_of(train, rows, members, curriculum, args),
         teachers=teachers,
         stores=stores,
         weights=args.weights_of,

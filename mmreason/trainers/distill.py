@@ -21,6 +21,7 @@ from mmreason.losses.distill import in_chunks, span_divergence, top_k_logps
 from mmreason.losses.lm import token_logps
 from mmreason.rollout.types import Sampling
 from mmreason.trainers.distill_arguments import DistillOptions, Schedule
+from mmreason.trainers.distill_gap import GapOrder, measure_gaps, read_gaps, row_sums, write_gaps
 from mmreason.trainers.distill_heads import Head, head_stands_alone, place_hidden
 from mmreason.trainers.distill_layers import ATTRIBUTE, WhiteBox
 from mmreason.trainers.distill_loss import (
@@ -37,7 +38,7 @@ from mmreason.trainers.distill_teacher import LocalTeacher, TeacherView, vocabul
 from mmreason.trainers.distributed import is_spread
 from mmreason.trainers.sft import Collator, SFTTrainer
 from mmreason.trainers.sft_loss import Places, TokenLosses, place_logits, supervised_places
-from mmreason.types import MMReasonError
+from mmreason.types import ConfigError, MMReasonError
 
 
 class DistillTrainer(SFTTrainer):
@@ -161,13 +162,7 @@ class DistillTrainer(SFTTrainer):
         views = [self._view(place, inputs, one) for place, one in enumerate(told)]
         places, states, head, output = self._student(model, inputs)
         weights = self._without_bad_rows(places, views, names)
-        per_teacher = self._teacher_weights(places, sources, views)
-        comparison = self._comparison(temperature)
-        if self.options.teacher_alignment == "spans":
-            values = comparison.values(states, head, places.tokens, [], per_teacher[:, :0])
-            values, per_teacher = self._in_spans(values, per_teacher, views, told)
-        else:
-            values = comparison.values(states, head, places.tokens, views, per_teacher)
+        values, per_teacher = self._values(places, states, head, views, told, sources, temperature)
         if self.options.hard_share != 1:
             weights = farthest(values.divergence, weights, self.options.hard_share)
         # A row that no teacher speaks for is learned from its own tokens.
@@ -181,6 +176,34 @@ class DistillTrainer(SFTTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * output["aux_loss"] / self.current_gradient_accumulation_steps
         return (loss, None) if return_outputs else loss
+
+    def _values(
+        self,
+        places: Places,
+        states: Tensor,
+        head: Head | None,
+        views: Sequence[TeacherView],
+        told: Sequence[Any],
+        sources: Tensor,
+        temperature: float,
+    ) -> tuple[PlaceValues, Tensor]:
+        """(nll and divergence at the places, (S, J) the weights that the teachers have there)."""
+        per_teacher = self._teacher_weights(places, sources, views)
+        comparison = self._comparison(temperature)
+        if self.options.teacher_alignment == "spans":
+            values = comparison.values(states, head, places.tokens, [], per_teacher[:, :0])
+            return self._in_spans(values, per_teacher, views, told)
+        return comparison.values(states, head, places.tokens, views, per_teacher), per_teacher
+
+    def gaps_of(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        """(R, 2) Σ weight · divergence and Σ weight of the rows of a micro-batch. Collective, as a forward pass is."""
+        inputs = self._prepare_inputs(batch)
+        told, _, sources = inputs.pop("teachers"), inputs.pop("row_ids"), inputs.pop("row_sources")
+        with self.compute_loss_context_manager():
+            views = [self._view(place, inputs, one) for place, one in enumerate(told)]
+            places, states, head, _ = self._student(model, inputs)
+            values, _ = self._values(places, states, head, views, told, sources, self.temperature.at(0, 1))
+        return row_sums(values.divergence, places.weights, places.row_numbers, len(sources))
 
     @property
     def _chunked(self) -> bool:
@@ -320,8 +343,25 @@ class DistillTrainer(SFTTrainer):
             )
         if self.stores:
             self.teachers = []  # their memory is free from here on
+        if isinstance(self.order, GapOrder) and self.order.gaps is None:
+            self._weigh_rows(self.order)
         if self.white_box is not None and self.checkpoint is not None:
             self.white_box.load(self.accelerator.unwrap_model(self.model), self.checkpoint)
+
+    def _weigh_rows(self, order: GapOrder) -> None:
+        """Measure how far apart both models are on each row, once in a run. Collective."""
+        folder, is_main = self.options.output_dir, self.accelerator.is_main_process
+        gaps = broadcast_object_list([read_gaps(folder, order.rows) if is_main else None])[0]
+        if gaps is None:
+            if self.state.global_step:
+                raise ConfigError(
+                    f"{folder}: the gaps that rows were drawn by are gone, and the student is no longer what it was "
+                    "when they were measured; start over with --overwrite_output_dir"
+                )
+            gaps = measure_gaps(self, order.rows)
+            if is_main:
+                write_gaps(folder, gaps)
+        order.gaps = gaps
 
     @torch.no_grad()
     def _said(self, teacher: LocalTeacher, part: range) -> list[RowLogps]:

@@ -226,6 +226,10 @@ class DistillOptions(SFTOptions):
     hard_share: float = _opt(
         1.0, "(ours) Share of a micro-batch's tokens that count: those on which teacher and student are farthest apart."
     )
+    sample_by_gap: float = _opt(
+        0.0,
+        "(ours) Draw rows with a chance of gap^x, the gap being both models' divergence before the first step. 0: off.",
+    )
     logits_chunk_size: int | None = _opt(
         256, "(ours) Tokens whose logits exist at a time; the heads are computed again backwards. None: all at once."
     )
@@ -332,12 +336,22 @@ class DistillOptions(SFTOptions):
                     raise ConfigError(f"{name}: {value} must be {wanted}")
         if not 0 < self.hard_share <= 1:
             raise ConfigError(f"hard_share={self.hard_share} must be above 0 and at most 1")
+        self._check_gap()
         if self.logits_chunk_size is not None and self.logits_chunk_size < 1:
             raise ConfigError(f"logits_chunk_size={self.logits_chunk_size} must be at least 1, or none")
         if self.teacher_logits == "stored":
             temperatures = set(Schedule.parse(self.temperature, "temperature").values)
             if len(temperatures) > 1:
                 raise ConfigError("teacher_logits: stored keeps probabilities at one temperature; give one number")
+
+    def _check_gap(self) -> None:
+        if self.sample_by_gap < 0:
+            raise ConfigError(f"sample_by_gap={self.sample_by_gap} must be at least 0")
+        if self.sample_by_gap and (self.mode in TEXTS or self.packing or self.datasets or self.curriculum):
+            raise ConfigError(
+                "sample_by_gap needs a mode that compares distributions, and draws rows by itself: leave out packing, "
+                "datasets and curriculum"
+            )
 
     def _check_on_policy(self) -> None:
         if self.packing or self.padding_free:

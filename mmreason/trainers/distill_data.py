@@ -13,6 +13,7 @@ from mmreason.data.two_tasks import task_of
 from mmreason.data.visual import can_see
 from mmreason.trainers.arguments import DataArguments
 from mmreason.trainers.distill_arguments import TEXTS, DistillOptions, Schedule
+from mmreason.trainers.distill_gap import GapOrder
 from mmreason.trainers.distill_store import TeacherStore, rows_digest
 from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, model_digest, tokenizer_digest
 from mmreason.trainers.problems import Say
@@ -39,6 +40,11 @@ def load_data(
         train = two_tasks(train, args.prefix_language)
         held_out = {name: as_labels(rows, args.prefix_language) for name, rows in held_out.items()}
     return train, held_out
+
+
+def by_gap(args: DistillOptions, rows: int) -> GapOrder | None:
+    """The order of the rows, where they are drawn by the gap between student and teacher."""
+    return GapOrder(rows, args.seed, args.sample_by_gap) if args.sample_by_gap else None
 
 
 def scale_rationales(args: DistillOptions, rows: SupervisedRows) -> None:

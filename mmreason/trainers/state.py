@@ -298,7 +298,15 @@ def open_output_dir(
         folders = [folder / name for name in written]
         for path in [*folder.glob("checkpoint-*"), *folders]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("run.json", "metrics.jsonl", "guards.jsonl", "evaluation.json", "bill.json", "report.html"):
+        for name in (
+            "run.json",
+            "metrics.jsonl",
+            "guards.jsonl",
+            "evaluation.json",
+            "bill.json",
+            "gaps.npy",
+            "report.html",
+        ):
             (folder / name).unlink(missing_ok=True)
     if record.is_file():
         before = _identity(record)

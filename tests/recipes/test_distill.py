@@ -48,7 +48,7 @@ def losses(folder: Path) -> list[float]:
 
 
 MODES = {
-    "stored": ("--teacher_logits", "stored", "--top_k", "20", "--alpha", "0.8"),
+    "stored": ("--teacher_logits", "stored", "--top_k", "20", "--alpha", "0.8", "--sample_by_gap", "1.0"),
     "on_policy": ("--mode", "on_policy", "--lmbda", "0.5"),
     "proxy": (
         "--mode",

@@ -302,6 +302,30 @@ def test_rows_of_which_a_teacher_says_nan_are_named_and_left_out(tmp_path: Path,
         trained(tmp_path / "error", student(), [broken], ListedRows(rows), on_teacher_nan="error")
 
 
+def test_rows_are_drawn_by_the_gap(tmp_path: Path) -> None:
+    """Gaps are the mean divergence of each row before the first step; drawn rows have the chances that they give."""
+    from mmreason.trainers.distill_gap import GapOrder, read_gaps
+
+    models = student().double(), teacher_model().double()
+    expected = []
+    for row in ROWS:
+        with torch.no_grad():
+            q, p = (torch.log_softmax(one(input_ids=torch.tensor([row.ids])).logits[0], -1) for one in models)
+        far = (p.exp() * (p - q)).sum(-1)[:-1]
+        weights = torch.tensor(row.weights[1:], dtype=torch.float64)
+        expected.append(((far * weights).sum() / weights.sum()).item())
+    trainer = untrained(tmp_path, student(), [teacher_model()], sample_by_gap=2.0)
+    order = trainer.order = trainer._sampler.order = GapOrder(len(ROWS), 0, 2.0)
+    assert trainer.fit()
+    assert read_gaps(tmp_path, len(ROWS)) == pytest.approx(expected, rel=1e-4)
+    counts = np.bincount(order.take(0, 24 * 800), minlength=24) / (24 * 800)
+    chances = np.array(expected) ** 2 / np.sum(np.array(expected) ** 2)
+    assert np.abs(counts - chances).max() < 0.01 and np.argmax(counts) == np.argmax(chances)
+    again = GapOrder(len(ROWS), 0, 2.0)
+    again.gaps = read_gaps(tmp_path, len(ROWS))
+    assert again.take(30, 50) == order.take(30, 50)
+
+
 # ---- what is kept of a teacher
 
 
@@ -377,6 +401,7 @@ def test_a_store_of_something_else_is_refused_saying_what(changed: str, tmp_path
         ({"mode": "white_box", "layers": {"hiden": 1}}, "unknown setting 'hiden'.*hidden"),
         ({"mode": "white_box", "teachers": [{"path": "x"}, {"path": "y"}]}, "one teacher"),
         ({"hard_share": 0}, "hard_share"),
+        ({"sample_by_gap": 1.0, "packing": True}, "leave out packing"),
         ({"teacher_alignment": "spans", "temperature": 2.0}, "temperature 1"),
         ({"teacher_alignment": "spans", "mode": "on_policy"}, "is for mode: soft"),
         ({"mode": "reinforce", "teachers": None}, "needs the teacher that samples"),
