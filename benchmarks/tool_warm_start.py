@@ -161,7 +161,7 @@ def save(model: Any, tokenizer: Any, folder: Path, manifest: dict[str, Any]) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--publish", action="store_true", help="put the checkpoint into recipes/warm_start_tools")
-    parser.add_argument("--steps", type=int, default=320, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=24, help="examples to a step")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

@@ -170,7 +170,8 @@ class DistillTrainer(SFTTrainer):
         losses = (1 - share) * values.nll + share * temperature**2 * values.divergence
         total = (torch.where(weights != 0, losses, 0.0) * weights).sum()
         if self.white_box is not None:
-            total = total + weights.sum() * self._layer_terms(model, output, views[0], places, inputs)
+            both = (inputs, inputs if told[0] is None else told[0])
+            total = total + weights.sum() * self._layer_terms(model, output, views[0], places, both)
         self._record(values, places, weights, sources)
         loss = total / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny) * self.parallel.size
         if self.aux_loss_enabled:
@@ -297,14 +298,19 @@ class DistillTrainer(SFTTrainer):
         return by_row[places.row_numbers]
 
     def _layer_terms(
-        self, model: Any, output: Any, view: TeacherView, places: Places, inputs: Mapping[str, Any]
+        self,
+        model: Any,
+        output: Any,
+        view: TeacherView,
+        places: Places,
+        batches: tuple[Mapping[str, Any], Mapping[str, Any]],
     ) -> Tensor:
         """Σ of the terms inside the model, per supervised token."""
         assert self.white_box is not None and view.places is not None
         outputs, both = (output, view.output), (places, view.places)
         progress = self.state.global_step / max(1, int(self.state.max_steps))
         own = self.accelerator.unwrap_model(model)
-        terms = self.white_box.terms(own, outputs, both, inputs["attention_mask"], progress)
+        terms = self.white_box.terms(own, outputs, both, batches, progress)
         for name, value in terms.items():
             self._terms.setdefault(name, []).append(value.detach())
         interval = self.args.logging_steps

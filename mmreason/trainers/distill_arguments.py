@@ -82,7 +82,8 @@ class LayerOptions:
             states' relations, with `relation_heads`.
         embedding: of the embeddings' output. relational: distances and angles between the rows of a micro-batch.
         contrastive: InfoNCE between pooled rows of a micro-batch.
-        features: of the projector's output for each picture token, for models that see.
+        features: of what pictures become before the first layer (tower and projector), token by token, or averaged to
+            the shorter of both where the numbers of tokens differ.
         progressive: share of the steps over which the mapped layers come in one after another, the first one at once.
     """
 

@@ -21,6 +21,7 @@ from mmreason.losses.representations import (
     relational_angle,
     relational_distance,
 )
+from mmreason.rollout.engines import placeholder_token_ids
 from mmreason.trainers.distill_arguments import LayerOptions
 from mmreason.trainers.sft_loss import Places
 from mmreason.types import ConfigError
@@ -39,6 +40,9 @@ class WhiteBox:
 
     def __init__(self, options: LayerOptions, student: Any, teacher: Any, *, same_rendering: bool) -> None:
         self.options = options
+        self.placeholders = [placeholder_token_ids(one) for one in (student, teacher)]
+        if options.features and not all(self.placeholders):
+            raise ConfigError("layers.features compares what pictures become; student and teacher both have to see")
         mine, theirs = (one.config.get_text_config() for one in (student, teacher))
         try:
             self.pairs = layer_map(options.map, mine.num_hidden_layers, theirs.num_hidden_layers)
@@ -60,6 +64,7 @@ class WhiteBox:
         sizes = {
             "hidden": (mine.hidden_size, theirs.hidden_size, len(self.pairs) if options.hidden else 0),
             "embedding": (mine.hidden_size, theirs.hidden_size, int(options.embedding > 0)),
+            "features": (mine.hidden_size, theirs.hidden_size, int(options.features > 0)),
             "contrastive": (mine.hidden_size, theirs.hidden_size, int(options.contrastive > 0)),
         }
         self.names = [
@@ -80,16 +85,16 @@ class WhiteBox:
         model: Any,
         outputs: tuple[Any, Any],
         places: tuple[Places, Places],
-        mask: Tensor,
+        batches: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
         progress: float,
     ) -> dict[str, Tensor]:
         """The loss of each term, already times its weight: () float32, per supervised token.
 
         Args:
             model: the student, unwrapped. outputs: of student and teacher. places: in the rendering of each.
-            mask: (B, T) 1 on tokens, 0 on padding. progress: share of the run's steps that are done.
+            batches: of collate_rows, in the rendering of each. progress: share of the run's steps that are done.
         """
-        options, pairs = self.options, self.active(progress)
+        options, pairs, mask = self.options, self.active(progress), batches[0]["attention_mask"]
         student, teacher = (out.hidden_states for out in outputs)
         maps: Any = getattr(model, ATTRIBUTE, None)
         weights = places[0].weights
@@ -123,6 +128,22 @@ class WhiteBox:
             s, t = pairs[-1]  # MiniLM: one layer is enough, and the deeper the better
             relations = relation_kl(student[s], teacher[t], mask, options.relation_heads)
             found["relations"] = options.relations * relations.mean()
+        if options.features:
+            seen = [
+                [hidden[0][row][torch.isin(ids[row], ids.new_tensor(marks))] for row in range(len(ids))]
+                for hidden, ids, marks in zip(
+                    (student, teacher), (one["input_ids"] for one in batches), self.placeholders, strict=True
+                )
+            ]
+            each = [
+                distance(mapped("features_0", _resized(one, other)), _resized(other, one)).mean()
+                for one, other in zip(*seen, strict=True)
+                if len(one)
+            ]
+            nothing = (
+                sum(p.sum() for p in maps.parameters()) * 0 if self.names else total * 0
+            )  # a step without pictures
+            found["features"] = options.features * (torch.stack(each).mean() if each else nothing)
         pooled = [_pooled(layers[-1], one) for layers, one in zip((student, teacher), places, strict=True)]
         if options.relational:
             found["relational"] = options.relational * (relational_distance(*pooled) + 2 * relational_angle(*pooled))
@@ -175,14 +196,17 @@ class WhiteBox:
         return maps
 
 
+def _resized(tokens: Tensor, other: Tensor) -> Tensor:
+    """(min(n, m), H): a row's n picture tokens beside the other model's m, the longer row averaged to the shorter."""
+    if len(tokens) <= len(other):
+        return tokens
+    pooled: Tensor = torch.nn.functional.adaptive_avg_pool1d(tokens.T[None].float(), len(other))[0].T
+    return pooled.to(tokens.dtype)
+
+
 def _pooled(hidden: Tensor, places: Places) -> Tensor:
     """(R, H): mean over each row's places."""
     rows, index = places.row.unique(return_inverse=True)
     sums = hidden.new_zeros(len(rows), hidden.shape[-1]).index_add(0, index, hidden[places.row, places.at])
     counts = torch.bincount(index, minlength=len(rows)).to(hidden.dtype)
     return sums / counts[:, None]
-
-
-def without_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A student's weights without what distillation added."""
-    return {name: value for name, value in state.items() if ATTRIBUTE not in name}
