@@ -167,7 +167,7 @@ def held_out_rows(arguments: argparse.Namespace) -> bytes:
 
 def pooled_rows(rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each arm over all seeds: accuracy with its interval, and the share of the gap to the teacher that it closes."""
-    pooled = []
+    pooled: list[dict[str, Any]] = []
     for arm in ARMS:
         mine = [row for row in rows if row["arm"] == arm]
         if mine:

@@ -7,7 +7,7 @@ mode: answer (the default) asks every teacher every question of the source. Rows
 is right, rows with tests (HumanEval's form, or `meta.tests`) where the program passes them in the sandbox. Refusals,
 empty and cut-off answers, other languages, loops, and answers under a judge's score are dropped and counted. `choose`
 takes all good answers, the judge's best, or one that most agree on. `top_logprobs: k` keeps the k likeliest tokens of
-each place (data_builders/_teacher/logprobs.py says how).
+each place (mmreason/clients/packed_logprobs.py says how).
 
 mode: self_instruct grows new instructions from seed tasks in rounds (Self-Instruct, arXiv 2212.10560); each has a
 ROUGE-L below `novelty` with all others, and gets examples with input and output.
@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Protocol
 
 from data_builders._teacher.answers import Answerer
 from data_builders._teacher.deepen import Deepen
-from data_builders._teacher.logprobs import pack_logprobs, unpack_logprobs
 from data_builders._teacher.options import Mode, TeacherOptions
 from data_builders._teacher.self_instruct import SelfInstruct
 from data_builders.building.build import Builder, Drop, Made, SourceNote, Task, Tools
 from data_builders.building.pictures import image_bytes
+from mmreason.clients.packed_logprobs import pack_logprobs, unpack_logprobs
 from mmreason.types import Example
 
 __all__ = ["TeacherBuilder", "TeacherOptions", "main", "pack_logprobs", "unpack_logprobs"]

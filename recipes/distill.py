@@ -20,7 +20,7 @@ from typing import Any
 from mmreason._adapters import adapter_block, check_adapter
 from mmreason.config import parse_config, run_as_script
 from mmreason.trainers.arguments import DataArguments, ModelArguments
-from mmreason.trainers.distill_arguments import DistillOptions
+from mmreason.trainers.distill_arguments import ROWS, DistillOptions
 from recipes.sft import make_data, make_tiny_model, tell_results, train_and_measure
 from recipes.sft import run_identity as sft_identity
 
@@ -134,7 +134,9 @@ def write_the_bill(trainer: Any, model_args: ModelArguments, held_out: Any, data
     if is_spread(trainer.accelerator) or adapter_block(model_args) is not None:
         say("No bill: it is measured on whole models, without DeepSpeed, FSDP and adapters.")
         return
-    teachers = [(f"teacher {one.path}", one.model_arguments()) for one in trainer.options.all_teachers()]
+    teachers = [
+        (f"teacher {one.path}", one.model_arguments()) for one in trainer.options.all_teachers() if one.path != ROWS
+    ]
     after = str(Path(trainer.options.output_dir) / "final")
     students = [("student before", model_args), ("student after", replace(model_args, model_name_or_path=after))]
     evaluation = Path(trainer.options.output_dir) / "evaluation.json"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_builders._teacher.code import run_row, tests_of
-from data_builders._teacher.logprobs import pack_logprobs
 from data_builders._teacher.options import TeacherOptions
 from data_builders.building.build import Drop, Made, Tools
 from data_builders.building.pictures import image_bytes
 from data_builders.building.sandbox import try_sandbox
+from mmreason.clients.packed_logprobs import pack_logprobs
 from mmreason.clients.types import Completer, EndpointError, Reply, Request
 from mmreason.types import ConfigError, Example, Message
 

@@ -21,6 +21,7 @@ from mmreason.losses.distill import in_chunks, span_divergence, top_k_logps
 from mmreason.losses.lm import token_logps
 from mmreason.rollout.types import Sampling
 from mmreason.trainers.distill_arguments import DistillOptions, Schedule
+from mmreason.trainers.distill_endpoint import RowsTeacher
 from mmreason.trainers.distill_gap import GapOrder, measure_gaps, read_gaps, row_sums, write_gaps
 from mmreason.trainers.distill_heads import Head, head_stands_alone, place_hidden
 from mmreason.trainers.distill_layers import ATTRIBUTE, WhiteBox
@@ -65,21 +66,22 @@ class DistillTrainer(SFTTrainer):
         checkpoint: Path | None = None,
         order: RowOrder | None = None,
         *,
-        teachers: Sequence[LocalTeacher] = (),
+        teachers: Sequence[LocalTeacher | RowsTeacher] = (),
         stores: Sequence[TeacherStore] = (),
         weights: Callable[[str], Sequence[float]] = lambda _: (1.0,),
     ) -> None:
-        self.teachers, self.stores = list(teachers), list(stores)
+        self.stores, self.sayers = list(stores), list(teachers)
+        self.teachers = [one for one in teachers if isinstance(one, LocalTeacher)]
         layers = options.layer_options()
         self.white_box = None
         if layers is not None:
-            rendering = teachers[0].rows is None
-            self.white_box = WhiteBox(layers, model, teachers[0].model, same_rendering=rendering)
-        for teacher in teachers:
+            rendering = self.teachers[0].rows is None
+            self.white_box = WhiteBox(layers, model, self.teachers[0].model, same_rendering=rendering)
+        for teacher in self.teachers:
             if teacher.rows is not None and options.teacher_alignment == "tokens":
                 check_renderings(rows, teacher.rows, teacher.name)
         tokenizer = getattr(processor, "tokenizer", processor)
-        alike = [] if options.teacher_alignment == "spans" else [teacher.model for teacher in teachers]
+        alike = [] if options.teacher_alignment == "spans" else [teacher.model for teacher in self.teachers]
         self.vocab = vocabulary_size([model, *alike], tokenizer)
         self.all_rows = rows
         super().__init__(model, options, config, rows, processor, checkpoint, order)
@@ -341,14 +343,14 @@ class DistillTrainer(SFTTrainer):
         for teacher in self.teachers:
             teacher.prepare(self.accelerator)
         for place, store in enumerate(self.stores):
-            teacher_at_hand = self.teachers[place] if place < len(self.teachers) else None
+            at_hand = self.sayers[place] if place < len(self.sayers) else None
             store.fill(
-                None if teacher_at_hand is None else lambda part, one=teacher_at_hand: self._said(one, part),  # type: ignore[misc]
+                None if at_hand is None else lambda part, one=at_hand: self._said(one, part),  # type: ignore[misc]
                 is_main=self.accelerator.is_main_process,
                 broadcast=lambda value: broadcast_object_list([value])[0],
             )
         if self.stores:
-            self.teachers = []  # their memory is free from here on
+            self.teachers, self.sayers = [], []  # their memory is free from here on
         if isinstance(self.order, GapOrder) and self.order.gaps is None:
             self._weigh_rows(self.order)
         if self.white_box is not None and self.checkpoint is not None:
@@ -370,8 +372,10 @@ class DistillTrainer(SFTTrainer):
         order.gaps = gaps
 
     @torch.no_grad()
-    def _said(self, teacher: LocalTeacher, part: range) -> list[RowLogps]:
+    def _said(self, teacher: LocalTeacher | RowsTeacher, part: range) -> list[RowLogps]:
         """A teacher's likeliest tokens for some training rows, on the main process. Collective."""
+        if isinstance(teacher, RowsTeacher):
+            return teacher.said(part)
         size, world = self.args.per_device_train_batch_size, self.parallel.size
         own = None if teacher.rows is None else self._teacher_collator(teacher)
         collate = own or Collator(self.model, self.tokenizer.pad_token_id, False)

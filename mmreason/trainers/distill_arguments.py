@@ -21,6 +21,8 @@ from mmreason.trainers.stages import stage_options
 from mmreason.types import ConfigError
 
 Mode = Literal["hard", "reinforce", "step_by_step", "soft", "proxy", "on_policy", "white_box"]
+ROWS = "rows"
+"""The path of a teacher whose log-probabilities the rows bring."""
 TEXTS: tuple[Mode, ...] = ("hard", "reinforce", "step_by_step")
 """Modes that learn from texts alone."""
 
@@ -30,7 +32,8 @@ class TeacherOptions:
     """One entry of `teachers`.
 
     Attributes:
-        path: hub id or folder of a causal LM or vision-language model.
+        path: hub id or folder of a causal LM or vision-language model; "rows": the log-probabilities that the rows
+            bring in `meta`, kept of an endpoint by `mmreason build teacher`.
         weight: of its divergence, relative to the other teachers'.
         sources: weights by the rows' `source` in place of `weight`; a source that isn't named has weight 0.
         dtype: of its weights. quantization: "8bit" or "4bit" (bitsandbytes); None: whole.
@@ -273,6 +276,8 @@ class DistillOptions(SFTOptions):
         self._check_texts(found)
         if self.teacher_alignment == "spans":
             self._check_spans()
+        if any(one.path == ROWS for one in found) and self.teacher_logits != "stored":
+            raise ConfigError(f"teachers: path: {ROWS} needs mode: soft with teacher_logits: stored")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
 

@@ -12,7 +12,8 @@ from mmreason.data.supervised import SupervisedRows, prepare_supervised
 from mmreason.data.two_tasks import task_of
 from mmreason.data.visual import can_see
 from mmreason.trainers.arguments import DataArguments
-from mmreason.trainers.distill_arguments import TEXTS, DistillOptions, Schedule
+from mmreason.trainers.distill_arguments import ROWS, TEXTS, DistillOptions, Schedule
+from mmreason.trainers.distill_endpoint import RowsTeacher, rows_teacher
 from mmreason.trainers.distill_gap import GapOrder
 from mmreason.trainers.distill_store import TeacherStore, rows_digest
 from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, model_digest, tokenizer_digest
@@ -61,17 +62,20 @@ def load_teachers(
     loss_on: LossOn,
     data: DataArguments,
     say: Say,
-) -> list[LocalTeacher]:
+) -> list[LocalTeacher | RowsTeacher]:
     """The teachers that have to be asked, with their own rendering of rows with pictures.
 
     Args: student: its processor. train: the rows as Examples. rows: as the student reads them.
     Raises: ConfigError: another vocabulary, or a teacher without eyes for rows with pictures.
     """
-    found: list[LocalTeacher] = []
+    found: list[LocalTeacher | RowsTeacher] = []
     if args.mode in TEXTS:
         return found
     pictures = any(rows.image_counts)
     for options in args.all_teachers():
+        if options.path == ROWS:
+            found.append(rows_teacher(options, train, rows, args.stored_k, getattr(student, "tokenizer", student)))
+            continue
         in_spans = args.teacher_alignment == "spans"
         model, processor = load_teacher(options, None if in_spans else student)
         if pictures and not can_see(processor):
@@ -94,8 +98,14 @@ def load_teachers(
     return found
 
 
+def _digest(teacher: LocalTeacher | RowsTeacher) -> dict[str, Any]:
+    if isinstance(teacher, RowsTeacher):
+        return teacher.digest()
+    return model_digest(teacher.name) | {"path": teacher.name}
+
+
 def stores_of(
-    args: DistillOptions, teachers: list[LocalTeacher], rows: SupervisedRows, processor: Any
+    args: DistillOptions, teachers: list[LocalTeacher | RowsTeacher], rows: SupervisedRows, processor: Any
 ) -> list[TeacherStore]:
     """A store for each teacher, where what they say is kept; else none.
 
@@ -114,6 +124,6 @@ def stores_of(
     if not teachers:
         return [TeacherStore(root / "0", key, len(rows))]
     return [
-        TeacherStore(root / str(place), key | {"teacher": model_digest(one.name) | {"path": one.name}}, len(rows))
+        TeacherStore(root / str(place), key | {"teacher": _digest(one)}, len(rows))
         for place, one in enumerate(teachers)
     ]

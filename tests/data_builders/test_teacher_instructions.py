@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from data_builders._teacher.filters import AnswerFilter, ends_in_loop, repeated_share
 from data_builders._teacher.language import language_of, other_language
-from data_builders._teacher.logprobs import pack_logprobs, unpack_logprobs
 from data_builders._teacher.novelty import Pool, rouge_l
 from data_builders._teacher.prompts import numbered, read_examples, read_numbered, read_task
 from data_builders._teacher.rules import copied_prompt, gives_up, instruction_fault, says_nothing
 from data_builders.building.runner import run
 from data_builders.teacher import TeacherBuilder, main
+from mmreason.clients.packed_logprobs import pack_logprobs, unpack_logprobs
 from mmreason.clients.types import EndpointError, Reply, Request, TokenLogprob
 from tests.clients.server import running_server
 from tests.data_builders.teaching import MOMENTS, Ruled, kill_when, manifest_of, options, rows_in, words, write_rows

@@ -63,7 +63,10 @@ def untrained(output_dir: Path, model: Any, teachers: Sequence[Any], rows: Any =
     }  # fmt: skip
     args = DistillOptions(**settings | changes)
     args.check()
-    made = [LocalTeacher(o, m.eval()) for o, m in zip(args.all_teachers(), teachers, strict=False)]
+    made = [
+        LocalTeacher(o, m.eval()) if isinstance(m, torch.nn.Module) else m
+        for o, m in zip(args.all_teachers(), teachers, strict=False)
+    ]
     return DistillTrainer(
         model,
         args,
