@@ -57,7 +57,7 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
     config, checkpoint, say = set_up(model_args, data, args)
 
     # 2. Rows: the teacher's own texts or any others; conversations become token ids with loss weights.
-    from mmreason.models.loading import load_policy_model, load_processor
+    from mmreason.models.loading import load_processor
     from mmreason.trainers.distill_data import by_gap, load_data, load_teachers, scale_rationales, stores_of
     from mmreason.trainers.model_parts import compose_for_run
     from mmreason.trainers.sft_data import check_data, order_of, render_rows
@@ -81,13 +81,9 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
     stores = stores_of(args, teachers, rows, processor)
 
     # 4. Student: any causal LM or vision-language model, whole, with parts frozen, or with an adapter.
-    from mmreason.models.freezing import freeze_modules
-    from mmreason.models.peft import add_adapter
     from mmreason.trainers.distill import DistillTrainer
 
-    model = add_adapter(load_policy_model(model_args), model_args)
-    if model_args.freeze_modules:
-        freeze_modules(model, model_args.freeze_modules)
+    model = load_student(model_args)
 
     # 5. The loop: both models on the same tokens, divergence of their distributions (mmreason/trainers/distill.py).
     trainer = DistillTrainer(
@@ -108,6 +104,18 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
         before_report = (lambda: write_the_bill(trainer, model_args, held_out, data, say)) if args.bill else None
         tell_results(trainer, processor, say, before_report)
     return trainer
+
+
+def load_student(model_args: ModelArguments) -> Any:
+    """The model as the options have it: with its adapter, its frozen parts."""
+    from mmreason.models.freezing import freeze_modules
+    from mmreason.models.loading import load_policy_model
+    from mmreason.models.peft import add_adapter
+
+    model = add_adapter(load_policy_model(model_args), model_args)
+    if model_args.freeze_modules:
+        freeze_modules(model, model_args.freeze_modules)
+    return model
 
 
 def train_proxy(data: DataArguments, args: DistillOptions) -> bool:

@@ -129,31 +129,51 @@ class WhiteBox:
             relations = relation_kl(student[s], teacher[t], mask, options.relation_heads)
             found["relations"] = options.relations * relations.mean()
         if options.features:
-            seen = [
-                [hidden[0][row][torch.isin(ids[row], ids.new_tensor(marks))] for row in range(len(ids))]
-                for hidden, ids, marks in zip(
-                    (student, teacher), (one["input_ids"] for one in batches), self.placeholders, strict=True
-                )
-            ]
-            each = [
-                distance(mapped("features_0", _resized(one, other)), _resized(other, one)).mean()
-                for one, other in zip(*seen, strict=True)
-                if len(one)
-            ]
-            nothing = (
-                sum(p.sum() for p in maps.parameters()) * 0 if self.names else total * 0
-            )  # a step without pictures
-            found["features"] = options.features * (torch.stack(each).mean() if each else nothing)
-        pooled = [_pooled(layers[-1], one) for layers, one in zip((student, teacher), places, strict=True)]
-        if options.relational:
-            found["relational"] = options.relational * (relational_distance(*pooled) + 2 * relational_angle(*pooled))
-        if options.contrastive:
-            found["contrastive"] = (
-                options.contrastive * contrastive(mapped("contrastive_0", pooled[0]), pooled[1]).mean()
-            )
+            found["features"] = options.features * self._features((student, teacher), batches, distance, mapped, total)
+        found |= self._pooled_terms((student, teacher), places, mapped)
         # Maps that wait for their layer still take part in the backward pass: DDP wants to hear of all parameters.
         if maps is not None and len(pairs) < len(self.pairs):
             found["hidden"] = found["hidden"] + 0 * sum(p.sum() for p in maps.parameters())
+        return found
+
+    def _features(
+        self,
+        hidden: tuple[Sequence[Tensor], Sequence[Tensor]],
+        batches: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+        distance: Callable[[Tensor, Tensor], Tensor],
+        mapped: Callable[[str, Tensor], Tensor],
+        total: Tensor,
+    ) -> Tensor:
+        """Mean over the rows with pictures of how far apart is what stands at their picture tokens."""
+        seen = [
+            [layers[0][row][torch.isin(ids[row], ids.new_tensor(marks))] for row in range(len(ids))]
+            for layers, ids, marks in zip(hidden, (one["input_ids"] for one in batches), self.placeholders, strict=True)
+        ]
+        each = [
+            distance(mapped("features_0", _resized(one, other)), _resized(other, one)).mean()
+            for one, other in zip(*seen, strict=True)
+            if len(one)
+        ]
+        if each:
+            return torch.stack(each).mean()
+        return mapped("features_0", hidden[0][0][:1, 0]).sum() * 0 + total * 0  # a step without pictures
+
+    def _pooled_terms(
+        self,
+        hidden: tuple[Sequence[Tensor], Sequence[Tensor]],
+        places: tuple[Places, Places],
+        mapped: Callable[[str, Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Terms between the rows of a micro-batch, each the mean of its last hidden states."""
+        options, found = self.options, dict[str, Tensor]()
+        if not (options.relational or options.contrastive):
+            return found
+        student, teacher = (_pooled(layers[-1], one) for layers, one in zip(hidden, places, strict=True))
+        if options.relational:
+            apart = relational_distance(student, teacher) + 2 * relational_angle(student, teacher)
+            found["relational"] = options.relational * apart
+        if options.contrastive:
+            found["contrastive"] = options.contrastive * contrastive(mapped("contrastive_0", student), teacher).mean()
         return found
 
     def active(self, progress: float) -> list[tuple[int, int]]:

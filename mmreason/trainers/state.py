@@ -293,21 +293,7 @@ def open_output_dir(
         ) from error
     record = folder / "run.json"
     if overwrite:
-        written = ("rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer", "reference", "online",
-                   "texts", "teacher")  # fmt: skip
-        folders = [folder / name for name in written]
-        for path in [*folder.glob("checkpoint-*"), *folders]:
-            shutil.rmtree(path, ignore_errors=True)
-        for name in (
-            "run.json",
-            "metrics.jsonl",
-            "guards.jsonl",
-            "evaluation.json",
-            "bill.json",
-            "gaps.npy",
-            "report.html",
-        ):
-            (folder / name).unlink(missing_ok=True)
+        _delete_run(folder)
     if record.is_file():
         before = _identity(record)
         now = json.loads(json.dumps(identity))
@@ -333,6 +319,23 @@ def open_output_dir(
         raise ConfigError(
             f"output_dir {folder} can't be written ({error}); choose another with --output_dir"
         ) from error
+
+
+_FOLDERS = (
+    "rollouts", "evaluations", "final", "logs", "composed", "tokens", "tokenizer", "reference", "online", "texts",
+    "teacher",
+)  # fmt: skip
+_FILES = (
+    "run.json", "metrics.jsonl", "guards.jsonl", "evaluation.json", "bill.json", "gaps.npy", "report.html",
+)  # fmt: skip
+
+
+def _delete_run(folder: Path) -> None:
+    """What runs write into their output folder, and nothing else."""
+    for path in [*folder.glob("checkpoint-*"), *(folder / name for name in _FOLDERS)]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:
