@@ -392,7 +392,9 @@ def to_run(command: Command, folder: Path) -> list[str] | None:
 
 
 def _small_stages(options: dict[str, Any]) -> Iterator[str]:
-    """Flags that cut the first stages of ReFT and RLHF to two steps."""
+    """Flags that cut the first stages of ReFT and RLHF to two steps, and what a teacher writes to some texts."""
+    if "teacher_samples" in options:
+        yield from ("--max_train_samples", "64")
     for stage in ("sft", "reward_model"):
         if isinstance(options.get(stage), dict):
             small = options[stage] | {"max_steps": 2, "per_device_train_batch_size": 16}
