@@ -230,29 +230,13 @@ def span_divergence(
     return divergence(sums[0], sums[1].to(sums[0].dtype), kind, beta=beta)
 
 
-def sorted_distance(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Σ |p_(i) - q_(i)| of the probabilities in falling order: no token is compared with another by name.
-
-    The universal logit distillation of vocabularies that differ (arXiv 2402.12030, eq. 4): the optimal transport
-    between two sets of probabilities whose tokens all are equally far apart. The shorter one is filled up with 0.
-
-    Args: student_logits: (N, V). teacher_logits: (N, W).
-    """
-    student, teacher = _logps(student_logits, temperature).exp(), _logps(teacher_logits.detach(), temperature).exp()
-    width = max(student.shape[-1], teacher.shape[-1])
-    student, teacher = (
-        torch.nn.functional.pad(one.sort(dim=-1, descending=True).values, (0, width - one.shape[-1]))
-        for one in (student, teacher)
-    )
-    return (student - teacher).abs().sum(-1)
-
-
-def soften(nll: Tensor, divergence: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:
+def soften(nll: Tensor, divergence: Tensor, *, alpha: float | Tensor, temperature: float = 1.0) -> Tensor:
     """(1 - α) · nll + α · T² · divergence (arXiv 1503.02531, section 2).
 
-    Args: nll: (N,) of the hard labels at temperature 1. alpha: weight of the teacher's distribution, in [0, 1].
+    Args: nll: (N,) of the hard labels at temperature 1. alpha: weight of the teacher's distribution, in [0, 1], one for
+        all places or (N,).
     """
-    if not 0 <= alpha <= 1:
+    if isinstance(alpha, float) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must be between 0 and 1")
     return (1 - alpha) * nll + alpha * temperature**2 * divergence
 

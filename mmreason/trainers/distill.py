@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 
 from mmreason.data.mixture import RowOrder
-from mmreason.losses.distill import in_chunks, span_divergence, top_k_logps
+from mmreason.losses.distill import in_chunks, soften, span_divergence, top_k_logps
 from mmreason.losses.lm import token_logps
 from mmreason.rollout.types import Sampling
 from mmreason.trainers.distill_arguments import DistillOptions, Schedule
@@ -169,7 +169,7 @@ class DistillTrainer(SFTTrainer):
             weights = farthest(values.divergence, weights, self.options.hard_share)
         # A row that no teacher speaks for is learned from its own tokens.
         share = alpha * (per_teacher.sum(1) > 0)
-        losses = (1 - share) * values.nll + share * temperature**2 * values.divergence
+        losses = soften(values.nll, values.divergence, alpha=share, temperature=temperature)
         total = (torch.where(weights != 0, losses, 0.0) * weights).sum()
         if self.white_box is not None:
             both = (inputs, inputs if told[0] is None else told[0])

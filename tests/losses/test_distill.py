@@ -17,7 +17,6 @@ from mmreason.losses.distill import (
     in_chunks,
     logits_divergence,
     soften,
-    sorted_distance,
     span_divergence,
     top_k_divergence,
     top_k_logps,
@@ -205,16 +204,6 @@ def test_chunked_is_unchunked(rows: int) -> None:
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(states[0].grad, states[1].grad)
     torch.testing.assert_close(heads[0].weight.grad, heads[1].weight.grad)
-
-
-def test_sorted_distance_knows_no_names() -> None:
-    student, teacher = draw(3, 6)
-    mixed = teacher[:, torch.randperm(6, generator=torch.Generator().manual_seed(1))]
-    torch.testing.assert_close(sorted_distance(student, mixed), sorted_distance(student, teacher))
-    torch.testing.assert_close(sorted_distance(mixed, teacher), torch.zeros(3, dtype=torch.float64))
-    p, q = (sorted(softmax(row, 1.0), reverse=True) for row in (teacher[0, :4].tolist(), student[0].tolist()))
-    expected = sum(abs(a - b) for a, b in zip([*p, 0.0, 0.0], q, strict=True))
-    assert sorted_distance(student[:1], teacher[:1, :4]).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_mix_with_hard_labels() -> None:
