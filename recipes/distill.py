@@ -25,13 +25,17 @@ from recipes.sft import make_data, make_tiny_model, tell_results, train_and_meas
 from recipes.sft import run_identity as sft_identity
 
 EMBEDDED = Path(__file__).parent / "configs" / "distill" / "embedded.yaml"
-NAMES_A_MODEL = ("--config", "--model_name_or_path", "--model-name-or-path", "--decoder", "--teacher")
+NAMES_A_MODEL = (
+    "--config", "--model_name_or_path", "--model-name-or-path", "--decoder", "--teacher_model_name_or_path",
+    "--teachers",
+)  # fmt: skip
 OPTIONS = (ModelArguments, DataArguments, DistillOptions)
 # What decides the objective, and whose tokens stand in which step.
 FIXED = (
     "mode", "teacher_model_name_or_path", "teachers", "teacher_weighting", "teacher_logits", "top_k", "divergence",
     "beta", "temperature", "alpha", "layers", "hard_share", "sample_by_gap", "lmbda", "sampling_temperature",
-    "teacher_samples", "teacher_temperature", "teacher_alignment", "rationale_weight", "prefix_language", "proxy",
+    "teacher_samples", "teacher_temperature", "max_completion_length", "teacher_alignment",
+    "rationale_weight", "prefix_language", "proxy",
 )  # fmt: skip
 
 
@@ -69,7 +73,7 @@ def run_distillation(model_args: ModelArguments, data: DataArguments, args: Dist
     if model_args.model_name_or_path is None:
         with config.distributed_state.main_process_first():
             is_main = config.process_index == 0
-            named = bool(args.all_teachers())
+            named = any(one.path != ROWS for one in args.all_teachers())
             made = make_tiny_student(args, is_main) if named else make_tiny_model(train, args, is_main)
             model_args.model_name_or_path = made
     processor = load_processor(model_args)
@@ -143,7 +147,9 @@ def write_the_bill(trainer: Any, model_args: ModelArguments, held_out: Any, data
         say("No bill: it is measured on whole models, without DeepSpeed, FSDP and adapters.")
         return
     teachers = [
-        (f"teacher {one.path}", one.model_arguments()) for one in trainer.options.all_teachers() if one.path != ROWS
+        (f"teacher {one.path}", one.model_arguments())
+        for one in trainer.options.all_teachers()
+        if one.path != ROWS and one.quantization is None
     ]
     after = str(Path(trainer.options.output_dir) / "final")
     students = [("student before", model_args), ("student after", replace(model_args, model_name_or_path=after))]
@@ -162,7 +168,8 @@ def make_tiny_student(args: DistillOptions, is_main: bool) -> str:
 
     folder = Path(args.output_dir) / "tiny_student"
     if is_main:  # again after a kill, too: the same seed gives the same files
-        tokenizer = AutoTokenizer.from_pretrained(args.all_teachers()[0].path)
+        first = next(one for one in args.all_teachers() if one.path != ROWS)
+        tokenizer = AutoTokenizer.from_pretrained(first.path)
         save_tiny(folder, args.tiny_size, seed=args.seed, tokenizer=tokenizer)
     return str(folder)
 

@@ -86,7 +86,9 @@ def _parts(row: Mapping[str, Any]) -> tuple[str, str]:
             row=str(row["id"]),
             reason="several_turns",
         )
-    return str(completion[0].get("reasoning_content") or "").strip(), str(completion[0]["content"])
+    content = completion[0]["content"]
+    said = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return str(completion[0].get("reasoning_content") or "").strip(), said
 
 
 def _task(row: Mapping[str, Any], task: Task, language: str, said: str) -> Example:

@@ -182,7 +182,8 @@ def top_k_divergence(
     mass = torch.logsumexp(teacher, dim=-1, keepdim=True)
     # Rounding may leave a little more than nothing where the k are everything, or more than 1.
     teacher = torch.where(whole | (mass > 0), teacher - mass, teacher)
-    left = torch.where(whole | (mass >= 0), float("-inf"), _log1mexp(mass))
+    # What rounds to nothing is still a little: 0 would be infinitely far from a student that has something there.
+    left = torch.where(whole, float("-inf"), _log1mexp(mass.clamp(max=-torch.finfo(logps.dtype).eps)))
     student = torch.cat([known, rest.masked_fill(whole, float("-inf"))], dim=-1)
     return divergence(student, torch.cat([teacher, left], dim=-1), kind, beta=beta)
 

@@ -159,7 +159,10 @@ def layer_map(how: str | Sequence[Sequence[int]], student_layers: int, teacher_l
         return [(layer, teacher_layers - student_layers + layer) for layer in range(1, student_layers + 1)]
     if isinstance(how, str):
         raise ValueError(f"layer map {how!r}: uniform, last or pairs [[student, teacher], …]")
-    pairs = [(int(student), int(teacher)) for student, teacher in how]
+    well = isinstance(how, Sequence) and how and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in how)
+    if not well or not all(isinstance(layer, int) for pair in how for layer in pair):
+        raise ValueError(f"layer map {how!r}: uniform, last or pairs [[student, teacher], …]")
+    pairs = [(student, teacher) for student, teacher in how]
     for whose, layer, count in [("student", s, student_layers) for s, _ in pairs] + [
         ("teacher", t, teacher_layers) for _, t in pairs
     ]:

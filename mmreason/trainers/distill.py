@@ -89,6 +89,10 @@ class DistillTrainer(SFTTrainer):
         speak = bool(self.teachers or self.stores)  # of a teacher that has written its texts nothing more is asked
         each = [list(weights(source)) if speak else [] for source in sources]
         self.weights = torch.tensor(each, dtype=torch.float32).view(len(sources), -1 if speak else 0)
+        if speak and not self.weights.any():
+            raise ConfigError(
+                f"teachers: none has a weight above 0 for any row; the rows' sources are {', '.join(sources)}"
+            )
         self.monitor = TransferMonitor(sources, compares_tokens=options.teacher_alignment == "tokens")
         self.temperature = Schedule.parse(options.temperature, "temperature")
         self.alpha = Schedule.parse(options.alpha, "alpha")
@@ -163,12 +167,13 @@ class DistillTrainer(SFTTrainer):
         temperature, alpha = self.temperature.at(step, steps), self.alpha.at(step, steps)
         views = [self._view(place, inputs, one) for place, one in enumerate(told)]
         places, states, head, output = self._student(model, inputs)
-        weights = self._without_bad_rows(places, views, names)
+        weights = self._without_bad_rows(places, views, names, sources)
         values, per_teacher = self._values(places, states, head, views, told, sources, temperature)
+        # A place that no teacher speaks for is learned from its own token.
+        spoken = per_teacher.sum(1) > 0
         if self.options.hard_share != 1:
-            weights = farthest(values.divergence, weights, self.options.hard_share)
-        # A row that no teacher speaks for is learned from its own tokens.
-        share = alpha * (per_teacher.sum(1) > 0)
+            weights = weights * ~spoken + farthest(values.divergence, weights * spoken, self.options.hard_share)
+        share = alpha * spoken
         losses = soften(values.nll, values.divergence, alpha=share, temperature=temperature)
         total = (torch.where(weights != 0, losses, 0.0) * weights).sum()
         if self.white_box is not None:
@@ -201,12 +206,13 @@ class DistillTrainer(SFTTrainer):
     def gaps_of(self, model: Any, batch: dict[str, Any]) -> Tensor:
         """(R, 2) Σ weight · divergence and Σ weight of the rows of a micro-batch. Collective, as a forward pass is."""
         inputs = self._prepare_inputs(batch)
-        told, _, sources = inputs.pop("teachers"), inputs.pop("row_ids"), inputs.pop("row_sources")
+        told, names, sources = inputs.pop("teachers"), inputs.pop("row_ids"), inputs.pop("row_sources")
         with self.compute_loss_context_manager():
             views = [self._view(place, inputs, one) for place, one in enumerate(told)]
             places, states, head, _ = self._student(model, inputs)
+            weights = self._without_bad_rows(places, views, names, sources)
             values, _ = self._values(places, states, head, views, told, sources, self.temperature.at(0, 1))
-        return row_sums(values.divergence, places.weights, places.row_numbers, len(sources))
+        return row_sums(values.divergence, weights, places.row_numbers, len(sources))
 
     @property
     def _chunked(self) -> bool:
@@ -269,16 +275,24 @@ class DistillTrainer(SFTTrainer):
             far = far + columns[-1] * torch.where(mine >= 0, each[mine.clamp(min=0)], 0.0)
         return replace(values, divergence=far), torch.stack(columns, dim=1)
 
-    def _without_bad_rows(self, places: Places, views: Sequence[TeacherView], names: Sequence[str]) -> Tensor:
-        """The places' weights, 0 for rows of which a teacher said NaN; those are named, and counted."""
-        found = [(view.places or places).row_numbers[view.bad_places()] for view in views]
-        numbers = torch.cat(found).unique() if found else places.row_numbers[:0]
+    def _without_bad_rows(
+        self, places: Places, views: Sequence[TeacherView], names: Sequence[str], sources: Tensor
+    ) -> Tensor:
+        """The places' weights, 0 for rows of which a teacher that counts said NaN; those are named, and counted."""
+        found = [places.row_numbers[:0]]
+        for number, view in enumerate(views):
+            rows = (view.places or places).row_numbers[view.bad_places()]
+            if len(rows):
+                view.without_nan()
+                counts = self.weights.to(rows.device)[sources.to(rows.device)][rows, number] > 0
+                found.append(rows[counts])
+        numbers = torch.cat(found).unique()
         if not len(numbers):
             return places.weights
         told = ", ".join(str(names[number]) for number in numbers.tolist()[:5])
         message = f"a teacher gave NaN for {len(numbers)} rows of step {self.state.global_step + 1}: {told}"
-        if self.options.on_teacher_nan == "error":
-            raise MMReasonError(f"{message}. Leave such rows out, or set on_teacher_nan: skip")
+        if self.options.on_teacher_nan == "error" or self.white_box is not None:  # whose layers can't be left out
+            raise MMReasonError(f"{message}. Leave such rows out of the data")
         print(f"WARNING: {message}; they are left out", flush=True)
         self.monitor.skipped += len(numbers)
         return places.weights.masked_fill(torch.isin(places.row_numbers, numbers), 0.0)
@@ -292,12 +306,16 @@ class DistillTrainer(SFTTrainer):
             counts = torch.zeros_like(sums)
             vocab = None if self.options.teacher_alignment == "spans" else self.vocab
             for place, view in enumerate(views):
-                own = view.places or places
+                own, known = view.places or places, view.known()
+                weight = own.weights if known is None else own.weights * known
                 found = label_logps(view, own.tokens, vocab, self.options.logits_chunk_size)
-                sums[:, place].index_add_(0, own.row_numbers, -found * own.weights)
-                counts[:, place].index_add_(0, own.row_numbers, own.weights)
+                sums[:, place].index_add_(0, own.row_numbers, -found * weight)
+                counts[:, place].index_add_(0, own.row_numbers, weight)
             by_row = confidence_weights(by_row, sums / counts.clamp(min=1e-30))
-        return by_row[places.row_numbers]
+        by_place = by_row[places.row_numbers]
+        silent = [view.known() for view in views]  # an endpoint leaves the end of a turn out
+        columns = [one if known is None else one * known for one, known in zip(by_place.unbind(1), silent, strict=True)]
+        return torch.stack(columns, dim=1) if columns else by_place
 
     def _layer_terms(
         self,

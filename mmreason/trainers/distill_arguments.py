@@ -54,11 +54,17 @@ class TeacherOptions:
         if "path" not in checked:
             raise ConfigError(f"{where} needs path: the hub id or folder of a model")
         made = cls(**checked)
-        for name, weight in {"weight": made.weight, **(made.sources or {})}.items():
-            if not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0:
-                raise ConfigError(f"{where}: {name}: {weight!r} must be a number of at least 0")
+        if made.sources is not None and not isinstance(made.sources, Mapping):
+            raise ConfigError(f"{where}: sources={made.sources!r} must be a mapping of sources to weights")
+        if not isinstance(made.path, str):
+            raise ConfigError(f"{where}: path={made.path!r} must be a hub id or a folder")
+        if made.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"{where}: dtype={made.dtype!r}: auto, float32, bfloat16 or float16")
         if made.quantization not in (None, "8bit", "4bit"):
             raise ConfigError(f"{where}: quantization={made.quantization!r}: 8bit, 4bit or none")
+        for name, weight in {"weight": made.weight, **(made.sources or {})}.items():
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
+                raise ConfigError(f"{where}: {name}: {weight!r} must be a number of at least 0")
         return made
 
     def model_arguments(self) -> ModelArguments:
@@ -114,6 +120,8 @@ class LayerOptions:
                 raise ConfigError(f"layers.{field.name}={value!r} must be a number of at least 0")
         if made.hidden_loss not in ("mse", "cosine"):
             raise ConfigError(f"layers.hidden_loss={made.hidden_loss!r}: mse or cosine")
+        if not isinstance(made.relation_heads, int) or made.relation_heads < 1:
+            raise ConfigError(f"layers.relation_heads={made.relation_heads!r} must be a whole number of at least 1")
         if made.progressive > 1:
             raise ConfigError(f"layers.progressive={made.progressive} is a share of the steps: at most 1")
         return made
@@ -136,6 +144,9 @@ class Schedule:
         missing = [name for name in ("start", "end") if name not in checked]
         if missing:
             raise ConfigError(f"{where} needs {' and '.join(missing)}: {{start: …, end: …, over: 1.0}}, or a number")
+        for name, value in checked.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(f"{where}.{name}={value!r} must be a number")
         made = cls(**checked)
         if not 0 < made.over <= 1:
             raise ConfigError(f"{where}.over={made.over} is a share of the steps: above 0 and at most 1")
@@ -278,6 +289,8 @@ class DistillOptions(SFTOptions):
             self._check_spans()
         if any(one.path == ROWS for one in found) and self.teacher_logits != "stored":
             raise ConfigError(f"teachers: path: {ROWS} needs mode: soft with teacher_logits: stored")
+        if any(one.path == ROWS for one in found) and Schedule.parse(self.temperature, "temperature").start != 1:
+            raise ConfigError(f"teachers: path: {ROWS}: such log-probabilities are at temperature 1; leave it there")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
 
@@ -337,11 +350,14 @@ class DistillOptions(SFTOptions):
             raise ConfigError(f"beta={self.beta} must be between 0 and 1; its ends are forward_kl and reverse_kl")
         for name, low, high in (("temperature", 0.0, None), ("alpha", 0.0, 1.0), ("lmbda", 0.0, 1.0)):
             for value in Schedule.parse(getattr(self, name), name).values:
-                if value < low or (name == "temperature" and value == 0) or (high is not None and value > high):
+                above = value > low if high is None else value >= low
+                if not above or not value <= (float("inf") if high is None else high):
                     wanted = "above 0" if high is None else f"between {low:g} and {high:g}"
                     raise ConfigError(f"{name}: {value} must be {wanted}")
         if not 0 < self.hard_share <= 1:
             raise ConfigError(f"hard_share={self.hard_share} must be above 0 and at most 1")
+        if self.hard_share < 1 and self.mode in TEXTS:
+            raise ConfigError(f"hard_share goes by divergences, of which mode: {self.mode} has none; leave it out")
         self._check_gap()
         if self.logits_chunk_size is not None and self.logits_chunk_size < 1:
             raise ConfigError(f"logits_chunk_size={self.logits_chunk_size} must be at least 1, or none")
@@ -351,7 +367,7 @@ class DistillOptions(SFTOptions):
                 raise ConfigError("teacher_logits: stored keeps probabilities at one temperature; give one number")
 
     def _check_gap(self) -> None:
-        if self.sample_by_gap < 0:
+        if not 0 <= self.sample_by_gap < float("inf"):
             raise ConfigError(f"sample_by_gap={self.sample_by_gap} must be at least 0")
         if self.sample_by_gap and (self.mode in TEXTS or self.packing or self.datasets or self.curriculum):
             raise ConfigError(
@@ -362,6 +378,8 @@ class DistillOptions(SFTOptions):
     def _check_on_policy(self) -> None:
         if self.packing or self.padding_free:
             raise ConfigError("mode: on_policy samples padded rows; leave out packing and padding_free")
+        if self.loss_on not in (None, "last"):
+            raise ConfigError("mode: on_policy learns the whole of its own answers; leave loss_on out")
         if not self.sampling_temperature > 0:
             raise ConfigError(f"sampling_temperature={self.sampling_temperature} must be above 0")
 

@@ -15,6 +15,7 @@ from mmreason.trainers.arguments import DataArguments
 from mmreason.trainers.distill_arguments import ROWS, TEXTS, DistillOptions, Schedule
 from mmreason.trainers.distill_endpoint import RowsTeacher, rows_teacher
 from mmreason.trainers.distill_gap import GapOrder
+from mmreason.trainers.distill_rows import PickedRows
 from mmreason.trainers.distill_store import TeacherStore, rows_digest
 from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, model_digest, tokenizer_digest
 from mmreason.trainers.problems import Say
@@ -87,13 +88,14 @@ def load_teachers(
         own = None
         if pictures or in_spans:
             say(f"Rendering the rows for the teacher {options.path}.")
-            own, _ = prepare_supervised(
+            whole, _ = prepare_supervised(
                 train,
                 processor,
                 loss_on=loss_on,
                 on_bad_row=data.on_bad_row,
                 chat_template_kwargs=args.chat_template_kwargs,
             )
+            own = PickedRows(whole, rows.row_ids, options.path)
         found.append(LocalTeacher(options, model, own, getattr(processor, "tokenizer", processor)))
     return found
 
@@ -101,7 +103,9 @@ def load_teachers(
 def _digest(teacher: LocalTeacher | RowsTeacher) -> dict[str, Any]:
     if isinstance(teacher, RowsTeacher):
         return teacher.digest()
-    return model_digest(teacher.name) | {"path": teacher.name}
+    options = teacher.options
+    how = {"revision": options.revision, "dtype": options.dtype, "quantization": options.quantization}
+    return model_digest(teacher.name) | {"path": teacher.name} | how
 
 
 def stores_of(
@@ -121,6 +125,11 @@ def stores_of(
         "k": min(args.stored_k, len(tokenizer)),
         "temperature": Schedule.parse(args.temperature, "temperature").start,
     }
+    if not teachers and (root / "1").is_dir():
+        raise ConfigError(
+            f"{root} holds the log-probabilities of several teachers: name them in teachers, in their order, so that "
+            "their weights are known"
+        )
     if not teachers:
         return [TeacherStore(root / "0", key, len(rows))]
     return [

@@ -48,6 +48,8 @@ class WhiteBox:
             self.pairs = layer_map(options.map, mine.num_hidden_layers, theirs.num_hidden_layers)
         except ValueError as error:
             raise ConfigError(f"layers.map: {error}") from None
+        if options.attention and not any(s and t for s, t in self.pairs):
+            raise ConfigError("layers.attention: map has no pair of layers; the embedding, layer 0, attends to nothing")
         if not same_rendering and (options.attention or options.relations):
             raise ConfigError(
                 "layers.attention and layers.relations compare every token with every other one, and this teacher "
@@ -133,7 +135,8 @@ class WhiteBox:
         found |= self._pooled_terms((student, teacher), places, mapped)
         # Maps that wait for their layer still take part in the backward pass: DDP wants to hear of all parameters.
         if maps is not None and len(pairs) < len(self.pairs):
-            found["hidden"] = found["hidden"] + 0 * sum(p.sum() for p in maps.parameters())
+            first = next(iter(found))
+            found[first] = found[first] + 0 * sum(p.sum() for p in maps.parameters())
         return found
 
     def _features(

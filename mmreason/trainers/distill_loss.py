@@ -176,7 +176,7 @@ class TransferMonitor:
         self._sums, self._bins, self.skipped = torch.zeros_like(sums), torch.zeros_like(bins), 0
         total = sums.sum(0)
         if not total[0]:
-            return {}
+            return {"distill/skipped_rows": float(skipped)} if skipped else {}
         out = {"distill/divergence": (total[1] / total[0]).item(), "distill/agreement": (total[2] / total[0]).item()}
         if len(self.sources) > 1:
             for name, (count, far, agree) in zip(self.sources, sums.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,17 +102,46 @@ class DistillRows(torch.utils.data.Dataset[list[DistillRow]]):
         return self._spans[number]
 
 
+class PickedRows:
+    """A teacher's rendering of just those rows that the student has, in the student's order.
+
+    Args: rows: all that the teacher reads. wanted: the student's row ids; one that stands several times means an
+        Example's rows one after another.
+    Raises: ConfigError naming a row that the teacher doesn't have.
+    """
+
+    def __init__(self, rows: Any, wanted: Sequence[str], name: str) -> None:
+        places: dict[str, list[int]] = {}
+        for place, row_id in enumerate(rows.row_ids):
+            places.setdefault(row_id, []).append(place)
+        seen = Counter[str]()
+        self.rows, self.places = rows, list[int]()
+        for row_id in wanted:
+            mine = places.get(row_id, [])
+            if seen[row_id] >= len(mine):
+                raise ConfigError(f"row {row_id}: the teacher {name} has no rendering of it; leave it out of the data")
+            self.places.append(mine[seen[row_id]])
+            seen[row_id] += 1
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> SupervisedRow:
+        row: SupervisedRow = self.rows[self.places[index]]
+        return row
+
+    def without_images(self, index: int) -> SupervisedRow:
+        """Its tokens and weights alone."""
+        row: SupervisedRow = self.rows.without_images(self.places[index])
+        return row
+
+
 def _supervised(row: SupervisedRow) -> int:
     return sum(weight != 0 for weight in row.weights[1:])
 
 
 def check_renderings(student: Any, teacher: Any, name: str) -> None:
     """Raises: ConfigError where the rows of a teacher's own rendering don't have the student's supervised tokens."""
-    if len(student) != len(teacher):
-        raise ConfigError(
-            f"the teacher {name} reads {len(teacher)} of the {len(student)} rows; drop the rows that it can't read "
-            "from the data (max_length counts its picture tokens, too)"
-        )
     for index in range(len(student)):
         mine, theirs = (rows.without_images(index) for rows in (student, teacher))
         if _learned(mine) != _learned(theirs):

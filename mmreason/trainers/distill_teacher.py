@@ -42,6 +42,17 @@ class TeacherView:
         """What goes with the places, chunk by chunk."""
         return [self.states] if self.states is not None else [self.ids, self.logps]  # type: ignore[list-item]
 
+    def known(self) -> Tensor | None:
+        """(S,) where it says anything; None: everywhere."""
+        return None if self.ids is None else self.ids[:, 0] != NO_TOKEN
+
+    def without_nan(self) -> None:
+        """Put something finite where it gave NaN: such places count nothing, and their gradients must not be NaN."""
+        if self.states is not None:
+            self.states = torch.nan_to_num(self.states, nan=0.0, posinf=0.0, neginf=0.0)
+        elif self.logps is not None:
+            self.logps = torch.nan_to_num(self.logps, nan=-30.0)
+
     def bad_places(self) -> Tensor:
         """(S,) where it gave NaN or infinity."""
         if self.states is not None:

@@ -44,6 +44,10 @@ def teacher_texts(args: DistillOptions, data: DataArguments, train: Any, config:
     from mmreason.models.loading import load_policy_model, load_processor
 
     (options,) = args.all_teachers()
+    if args.mode == "reinforce":
+        without = next((row for row, answer in zip(train["id"], train["answer"], strict=True) if answer is None), None)
+        if without is not None:
+            raise ConfigError(f"mode: reinforce needs an answer in every row; row {without} has none")
     named = options.model_arguments()
     processor = load_processor(named)
     rows, prompt_ids, _ = check_problems(train, {}, processor, data, args.chat_template_kwargs, say)
@@ -128,9 +132,6 @@ def _kept(args: DistillOptions, rows: Any, answers: Sequence[Mapping[str, Any]],
     examples = [rows[i] for i in range(len(rows))]
     right: list[bool | None] = [None] * len(answers)
     if args.mode == "reinforce":
-        without = [example["id"] for example in examples if example.get("answer") is None]
-        if without:
-            raise ConfigError(f"mode: reinforce needs an answer in every row; row {without[0]} has none")
         asked = [examples[answer["row"]] for answer in answers]
         metas = [example.get("meta") or {} for example in asked]
         judged = verify_many(

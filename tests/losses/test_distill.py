@@ -173,6 +173,18 @@ def test_places_with_fewer_alternatives(kind: str) -> None:
     torch.testing.assert_close(top_k_divergence(student, filled, padded, kind), alone)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_teachers_that_are_sure(kind: str) -> None:
+    """k tokens that round to all there is in float32 leave a little for the others: no divergence is infinite."""
+    student, teacher = (one.float() for one in draw(40, 50))
+    teacher = 60 * teacher
+    student.requires_grad_()
+    ids, logps = top_k_logps(teacher, 8)
+    found = top_k_divergence(student, ids, logps, kind)  # type: ignore[arg-type]
+    found.sum().backward()
+    assert torch.isfinite(found).all() and torch.isfinite(student.grad).all()
+
+
 def test_teachers_that_round_their_numbers() -> None:
     """Probabilities that add up to a little more than 1, as float16 servers send them, leave no tail and no nan."""
     student = draw(1, 5)[0].float().requires_grad_()

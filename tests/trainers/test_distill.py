@@ -207,6 +207,13 @@ def test_layers_come_in_one_after_another(tmp_path: Path) -> None:
         max_steps=4,
         layers={"hidden": 1.0, "progressive": 0.5},
     )
+    trained(
+        tmp_path / "embedding",
+        student(),
+        [teacher_model(scale=1.0)],
+        mode="white_box",
+        layers={"hidden": 0, "embedding": 1.0, "progressive": 0.5},
+    )
     active = trainer.white_box.active
     assert [active(p) for p in (0.0, 0.49, 0.5, 1.0)] == [[(1, 2)], [(1, 2)], [(1, 2), (2, 3)], [(1, 2), (2, 3)]]
     found = losses(tmp_path, "distill/hidden")
@@ -297,10 +304,25 @@ def test_rows_of_which_a_teacher_says_nan_are_named_and_left_out(tmp_path: Path,
     with torch.no_grad():
         broken.model.embed_tokens.weight[7] = float("nan")
     broken.lm_head.weight = torch.nn.Parameter(teacher_model().lm_head.weight.detach().clone())
-    trained(tmp_path / "skip", student(), [broken], ListedRows(rows))
+    trainer = trained(tmp_path / "skip", student(), [broken], ListedRows(rows))
     assert "gave NaN for 1 rows of step 1: row-2" in capfd.readouterr().out
     assert losses(tmp_path / "skip", "distill/skipped_rows") == [1.0]
     assert np.isfinite(losses(tmp_path / "skip")).all()
+    moved = [
+        not torch.equal(one, other)
+        for one, other in zip(trainer.model.parameters(), student().parameters(), strict=True)
+    ]
+    assert all(torch.isfinite(one).all() for one in trainer.model.parameters()) and any(moved)
+    for changes in ({"top_k": 8}, {"hard_share": 0.5}):
+        again = trained(tmp_path / str(changes), student(), [broken], ListedRows(rows), **changes)
+        assert all(torch.isfinite(one).all() for one in again.model.parameters()), changes
+    silent = trained(  # one that has no weight may say anything
+        tmp_path / "silent", student(), [teacher_model(), broken], ListedRows(rows), weights=lambda _: (1.0, 0.0)
+    )
+    assert all(torch.isfinite(one).all() for one in silent.model.parameters())
+    assert losses(tmp_path / "silent", "distill/skipped_rows") == []
+    with pytest.raises(MMReasonError, match="row-2"):
+        trained(tmp_path / "white", student(), [broken], ListedRows(rows), mode="white_box")
     with pytest.raises(MMReasonError, match="row-2"):
         trained(tmp_path / "error", student(), [broken], ListedRows(rows), on_teacher_nan="error")
 
@@ -404,6 +426,15 @@ def test_a_store_of_something_else_is_refused_saying_what(changed: str, tmp_path
         ({"mode": "white_box", "layers": {"hiden": 1}}, "unknown setting 'hiden'.*hidden"),
         ({"mode": "white_box", "teachers": [{"path": "x"}, {"path": "y"}]}, "one teacher"),
         ({"hard_share": 0}, "hard_share"),
+        ({"mode": "hard", "hard_share": 0.5}, "of which mode: hard has none"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"sample_by_gap": float("nan")}, "sample_by_gap"),
+        ({"temperature": {"start": "a", "end": 1}}, "temperature.start='a' must be a number"),
+        ({"teachers": [{"path": "x", "sources": ["a"]}]}, "must be a mapping"),
+        ({"teachers": [{"path": "x", "dtype": "flot32"}]}, "dtype='flot32'"),
+        ({"teachers": [{"path": "rows"}], "teacher_logits": "stored", "temperature": 2}, "at temperature 1"),
+        ({"mode": "white_box", "layers": {"relation_heads": 0}}, "relation_heads"),
+        ({"mode": "on_policy", "loss_on": {"reasoning": 0.0}}, "leave loss_on out"),
         ({"sample_by_gap": 1.0, "packing": True}, "leave out packing"),
         ({"teacher_alignment": "spans", "temperature": 2.0}, "temperature 1"),
         ({"teacher_alignment": "spans", "mode": "on_policy"}, "is for mode: soft"),
@@ -425,6 +456,11 @@ def test_options_that_can_not_work(changes: dict[str, Any], message: str) -> Non
 
 
 def test_layer_maps_out_of_range(tmp_path: Path) -> None:
+    for wrong in ([1, 2], [], [["a", 1]]):
+        with pytest.raises(ConfigError, match="uniform, last or pairs"):
+            untrained(tmp_path, student(), [teacher_model()], mode="white_box", layers={"map": wrong})
+    with pytest.raises(ConfigError, match="attends to nothing"):
+        untrained(tmp_path, student(), [teacher_model()], mode="white_box", layers={"map": [[0, 0]], "attention": 1.0})
     with pytest.raises(ConfigError, match="the teacher has no layer 9"):
         untrained(tmp_path, student(), [teacher_model()], mode="white_box", layers={"map": [[1, 9]]})
 
@@ -437,6 +473,38 @@ def test_schedules_and_weights() -> None:
     assert options.weights_of("maths") == [0.75, 0.25] and options.weights_of("law") == [1.0, 0.0]
     assert TeacherOptions("a", sources={"x": 2}).weight_of("y") == 0
     assert LayerOptions.parse({"map": "last"}).hidden == 1.0
+
+
+def test_rows_that_no_teacher_speaks_for_are_learned_whatever_hard_share_is(tmp_path: Path) -> None:
+    """All of their tokens count, beside the share of the others."""
+    only_a = {"weights": lambda source: (1.0,) if source == "a" else (0.0,)}
+    trained(tmp_path, student(), [teacher_model()], per_device_train_batch_size=24, hard_share=0.1, **only_a)
+    nll = 0.0
+    for row in ROWS:
+        if row.source == "b":
+            with torch.no_grad():
+                logps = torch.log_softmax(student()(input_ids=torch.tensor([row.ids])).logits[0], -1)
+            nll -= sum(w * logps[p - 1, row.ids[p]].item() for p, w in enumerate(row.weights) if p and w)
+    total = sum(sum(row.weights[1:]) for row in ROWS)
+    assert losses(tmp_path)[0] >= nll / total > 1
+    with pytest.raises(ConfigError, match="none has a weight above 0"):
+        untrained(tmp_path / "none", student(), [teacher_model()], weights=lambda _: (0.0,))
+
+
+def test_a_teachers_rows_are_found_by_their_names() -> None:
+    """Rows that the student's length limit dropped are no reason to take a neighbour's."""
+    from mmreason.trainers.distill_rows import PickedRows
+
+    class Named(ListedRows):
+        def __init__(self, rows: Any) -> None:
+            super().__init__(rows)
+            self.row_ids = [row.row_id for row in rows]
+
+    whole = Named([replace(ROWS[i], row_id=name) for i, name in enumerate("aabcd")])
+    picked = PickedRows(whole, ["a", "a", "c", "d"], "t")
+    assert [picked[i].ids for i in range(4)] == [ROWS[i].ids for i in (0, 1, 3, 4)] and len(picked) == 4
+    with pytest.raises(ConfigError, match="row e: the teacher t has no rendering"):
+        PickedRows(whole, ["a", "e"], "t")
 
 
 # ---- another tokenizer

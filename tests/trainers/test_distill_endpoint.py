@@ -91,6 +91,19 @@ def test_a_model_and_what_was_packed_of_it_teach_the_same(tmp_path: Path) -> Non
 def test_a_server_that_leaves_the_end_out(tmp_path: Path) -> None:
     """Nothing is known there, so nothing is compared there."""
     train, rows = built(AsciiTeacher(), end=False)
+    teacher = rows_teacher(TeacherOptions("rows"), train, rows, K, TOKENIZER)
+    from mmreason.trainers.distill_store import TeacherStore
+
+    key = {"teacher": "r", "tokenizer": "x", "data": "d", "k": K, "temperature": 1.0}
+    stores = [TeacherStore(tmp_path / "kept", key, 3)]
+    plain = {"teacher_logits": "stored", "top_k": K, "per_device_train_batch_size": 3, "max_steps": 60}
+    trainer = trained(
+        tmp_path / "run", student(), [teacher], rows, stores=stores, learning_rate=1e-2, optim="adamw_torch", **plain
+    )
+    row = rows[0]  # its end is learned from the row itself
+    with torch.no_grad():
+        ends = torch.softmax(trainer.model.eval()(input_ids=torch.tensor([row.ids])).logits[0, -2], -1)
+    assert ends[row.ids[-1]] > 0.5
     (one, *_) = rows_teacher(TeacherOptions("rows"), train, rows, K, TOKENIZER).said(range(3))
     assert (one.ids[-1] == -1).all() and (one.ids[:-1, 0] >= 0).all()
 
