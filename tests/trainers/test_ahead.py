@@ -143,13 +143,22 @@ def test_a_server_draws_ahead_for_one_process() -> None:
 
 
 class CopyEngine(HFEngine):
-    """Generates with transformers from weights of its own."""
+    """Generates with transformers from weights of its own.
+
+    One at a time: the thread of a run that has died may still draw, and transformers draws from one generator.
+    """
+
+    drawing = threading.Lock()
 
     def __init__(self, model: Any, accelerator: Any) -> None:
         tokenizer = tiny_tokenizer()
         eos = end_token_ids(model, tokenizer)
         super().__init__(copy.deepcopy(model), accelerator, pad_token_id=tokenizer.pad_token_id, eos_token_ids=eos)
         self.source = model
+
+    def generate(self, requests: Any, sampling: Any, seed: int) -> list[list[Completion]]:
+        with self.drawing:
+            return super().generate(requests, sampling, seed)
 
     def sync(self) -> None:
         self.model.load_state_dict(self.source.state_dict())
