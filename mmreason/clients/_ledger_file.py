@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ APPLICATION_ID = 0x6D6D724C
 VERSION = 1
 
 # `spending` is kept by triggers, so that no sum over all replies is needed and no code path can forget it.
+_TIMEOUT_S = 60
+"""Seconds that a ledger waits for others who write."""
 _TABLES = """
 CREATE TABLE replies (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, endpoint TEXT NOT NULL, reply TEXT NOT NULL,
@@ -66,7 +69,7 @@ class LedgerFile:
         self._mutex = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self.db = sqlite3.connect(path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"the ledger {path} can't be opened: {error}") from None
         try:
@@ -105,13 +108,17 @@ class LedgerFile:
 
     def _prepare(self) -> None:
         with self._explained():
-            (application,) = self.db.execute("PRAGMA application_id").fetchone()
-            (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            self.db.execute("BEGIN")  # both as they are at one moment, whoever makes the tables meanwhile
+            try:
+                (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                (application,) = self.db.execute("PRAGMA application_id").fetchone()
+            finally:
+                self.db.execute("COMMIT")
             if application != APPLICATION_ID and (application or tables):
                 raise DataError(
                     f"{self.path} is an SQLite file of another program, not a ledger: name another file", path=self.path
                 )
-            self.db.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead()
             self.db.execute("PRAGMA synchronous = NORMAL")
         with self.transaction():
             (version,) = self.db.execute("PRAGMA user_version").fetchone()
@@ -126,6 +133,19 @@ class LedgerFile:
                     self.db.execute(statement)
                 self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self.db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _write_ahead(self) -> None:
+        """Switch to write-ahead logging. SQLite doesn't wait for others there: whoever opens the same new file at the
+        same moment finds it locked at once."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                self.db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

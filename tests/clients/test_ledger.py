@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -198,6 +199,7 @@ def test_processes_share_a_ledger(tmp_path: Path, budget: str) -> None:
         for log in logs
     ]
     while not all(log.with_name(f"{log.name}.ready").exists() for log in logs):
+        assert all(process.poll() is None for process in running), "one has ended before it began"
         time.sleep(0.01)
     (tmp_path / "ledger.go").touch()
     assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
@@ -211,6 +213,26 @@ def test_processes_share_a_ledger(tmp_path: Path, budget: str) -> None:
         assert len(asked) == 150
     else:
         assert 0.9 * 0.0002 * PICO < account.spent <= 0.0002 * PICO
+
+
+def test_many_open_the_same_new_file_at_once(tmp_path: Path) -> None:
+    """SQLite itself refuses some of them, without waiting."""
+    for number in range(60):
+        barrier, refused = threading.Barrier(8), list[Exception]()
+
+        def open_it(path: Path, barrier: threading.Barrier = barrier, refused: list[Exception] = refused) -> None:
+            barrier.wait()
+            try:
+                Ledger(path).close()
+            except Exception as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=open_it, args=(tmp_path / str(number),)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not refused
 
 
 class Money(RuleBasedStateMachine):
