@@ -27,10 +27,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks import reft
 from benchmarks.common import RESULTS, ROOT, child_environment, provenance, read_rows, save_rows
 from benchmarks.reft import HELD_OUT
-from benchmarks.runs import COLOURS, read_evaluations, verdict
+from benchmarks.runs import ensure, plot_arms, read_evaluations, verdict
 from mmreason._files import write_whole
 from mmreason.rollout.evaluate import wilson_interval
 
@@ -55,11 +54,10 @@ def problems_of(arguments: argparse.Namespace) -> Path:
     )
 
 
-def ensure(name: str, words: Sequence[str], steps: int, threads: int | None) -> dict[str, Any]:
-    """See `benchmarks.reft.ensure`; these runs lie in a folder of their own."""
-    reft.OUTPUTS = OUTPUTS
+def run(name: str, words: Sequence[str], steps: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """See `benchmarks.runs.ensure`."""
     OUTPUTS.mkdir(parents=True, exist_ok=True)
-    return reft.ensure(name, words, OUTPUTS / name, steps, threads)
+    return ensure(OUTPUTS, name, words, OUTPUTS / name, steps, arguments.threads)
 
 
 def teacher_of(arguments: argparse.Namespace) -> Path:
@@ -69,7 +67,7 @@ def teacher_of(arguments: argparse.Namespace) -> Path:
     config = ROOT / "recipes" / "configs" / "grpo_math" / "embedded.yaml"
     steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["max_steps"])
     words = ["recipes/grpo_math.py", "--seed", "0", "--eval_samples", str(arguments.problems)]
-    ensure("teacher", words, steps, arguments.threads)
+    run("teacher", words, steps, arguments)
     return OUTPUTS / "teacher" / f"checkpoint-{steps}"
 
 
@@ -88,7 +86,7 @@ def texts_of(arguments: argparse.Namespace, teacher: Path, student: Path) -> Pat
     out = OUTPUTS / "texts.jsonl"
     if not out.is_file():
         words = distil_flags("hard", 0, 1, arguments, teacher, student)
-        ensure("texts", words, 1, arguments.threads)
+        run("texts", words, 1, arguments)
         problems = pq.read_table(problems_of(arguments) / "train.parquet").to_pylist()
         rows = []
         for path in sorted((OUTPUTS / "texts" / "texts").glob("*.parquet")):
@@ -148,7 +146,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace, parts: Mapping[s
         write_whole(folder / "test.jsonl", held_out_rows(arguments))
         words[words.index("--dataset_name") + 1] = str(folder)
     name = f"seed-{seed}-{arm}"
-    record = ensure(name, words, arguments.steps, arguments.threads)
+    record = run(name, words, arguments.steps, arguments)
     measured = read_evaluations(OUTPUTS / name)["after"]["sets"][HELD_OUT]
     row: dict[str, Any] = {"run": name, "arm": arm, "steps": arguments.steps}
     row |= {key: measured["greedy"][key] for key in ("correct", "n", "value", "low", "high")}
@@ -200,34 +198,6 @@ def broken_claims(pooled: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any
     return broken
 
 
-def plot(rows: Sequence[Mapping[str, str]], teacher: Mapping[str, Any], path: Path) -> None:
-    """Greedy accuracy of each arm, a point for each seed, the teacher's as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-    seeds = sorted({int(row["seed"]) for row in rows})
-    for number, (seed, colour) in enumerate(zip(seeds, COLOURS, strict=False)):
-        mine = [row for row in rows if int(row["seed"]) == seed]
-        at = [ARMS.index(row["arm"]) + 0.12 * (number - (len(seeds) - 1) / 2) for row in mine]
-        value = [float(row["value"]) for row in mine]
-        below = [v - float(row["low"]) for v, row in zip(value, mine, strict=True)]
-        above = [float(row["high"]) - v for v, row in zip(value, mine, strict=True)]
-        axes.errorbar(at, value, (below, above), fmt="o", ms=4, color=colour, lw=1.2, label=f"seed {seed}")
-    axes.axhline(teacher["value"], color="0.4", lw=1, ls="--")
-    axes.text(len(ARMS) - 0.6, teacher["value"], "teacher", va="bottom", ha="right", color="0.4", fontsize=8)
-    axes.set_xticks(range(len(ARMS)), ARMS)
-    axes.set(title="student's greedy accuracy on held-out problems (95 % interval)", ylim=(0, 1))
-    axes.grid(axis="y", color="0.9", lw=0.8)
-    axes.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
-    plt.close(figure)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -260,7 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in pooled:
         shown = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         print(f"{row['arm']:14} {shown}  closes {row.get('closed_value')} of the gap")
-    plot(read_rows(RESULTS / "distill.csv"), teacher, RESULTS / "distill.png")
+    title = "student's greedy accuracy on held-out problems (95 % interval)"
+    line = ("teacher", teacher["value"])
+    plot_arms(read_rows(RESULTS / "distill.csv"), ARMS, title, RESULTS / "distill.png", line=line)
     return verdict(broken_claims(pooled, teacher), RESULTS / "distill.csv")
 
 

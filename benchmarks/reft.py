@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -28,12 +26,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.common import RESULTS, ROOT, provenance, read_rows, save_rows
-from benchmarks.runs import COLOURS, end_of, launch, read_evaluations, read_metrics, verdict
+from benchmarks.common import RESULTS, ROOT, read_rows, save_rows
+from benchmarks.runs import ensure, plot_arms, read_evaluations, read_metrics, verdict
 from mmreason._files import write_whole
 
 OUTPUTS = ROOT / "outputs" / "reft_benchmark"
-PACKAGES = ("torch", "transformers", "accelerate", "trl")
 PEERS = ("sft_updates", "sft_time")
 ABLATIONS = ("reft_no_partial", "reft_no_kl")
 ARMS = ("reft", *PEERS, *ABLATIONS)
@@ -66,32 +63,6 @@ def sft_flags(folder: Path, seed: int, steps: int, options: Mapping[str, Any], p
     return [*words, "--max_completion_length", "64", "--logging_steps", "10", "--save_steps", "50"]
 
 
-def ensure(name: str, words: Sequence[str], folder: Path, steps: int, threads: int | None) -> dict[str, Any]:
-    """Run a command, go on with it, or find it finished. Returns its record: seconds, commit …"""
-    path = OUTPUTS / f"{name}.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if record.get("words") not in (None, list(words)):
-        raise SystemExit(f"{path} is of another command; delete it and {folder} to run {name} anew")
-    if record.get("finished"):
-        print(f"{name}: finished before, at commit {record['commit']}")
-        return dict(record)
-    if not record:
-        record = {"words": list(words), "finished": False, "seconds": 0.0} | provenance(0, PACKAGES)
-    write_whole(path, json.dumps(record))
-    log = OUTPUTS / f"{name}.log"
-    where = ["--output_dir", os.path.relpath(folder.parent if folder.name == "ppo" else folder, ROOT)]
-    started = time.perf_counter()
-    try:
-        status = launch([sys.executable, *words, *where], folder, steps, log=log, name=name, threads=threads)
-        record["finished"] = status == 0 and read_evaluations(folder).get("after", {}).get("step") == steps
-    finally:
-        record["seconds"] += time.perf_counter() - started
-        write_whole(path, json.dumps(record))
-    if not record["finished"]:
-        raise SystemExit(f"{name} ended before it was done; {end_of(log)}")
-    return record
-
-
 def training_seconds(folder: Path, measured: str) -> float:
     """Seconds that the steps of a run took, without loading, measuring and saving."""
     return sum(float(line[measured]) for line in read_metrics(folder) if line.get(measured) is not None)
@@ -106,20 +77,20 @@ def run_arm(seed: int, arm: str, arguments: argparse.Namespace) -> tuple[Path, d
     name, steps = f"seed-{seed}-{arm}", arguments.steps
     if arm == "reft":
         words = reft_flags(seed, arm, steps, arguments.problems)
-        return whole / "ppo", ensure(name, words, whole / "ppo", steps, arguments.threads)
+        return whole / "ppo", ensure(OUTPUTS, name, words, whole / "ppo", steps, arguments.threads)
     if arm in ABLATIONS:
         other = OUTPUTS / name
         if not (other / "sft").exists():  # the same warm-up
             other.mkdir(parents=True, exist_ok=True)
             (other / "sft").symlink_to(whole / "sft", target_is_directory=True)
         words = reft_flags(seed, arm, steps, arguments.problems)
-        return other / "ppo", ensure(name, words, other / "ppo", steps, arguments.threads)
+        return other / "ppo", ensure(OUTPUTS, name, words, other / "ppo", steps, arguments.threads)
     if arm == "sft_time":
         spent = training_seconds(whole / "ppo", "time/step")
         step_seconds = json.loads((OUTPUTS / f"seed-{seed}-sft_updates.json").read_text(encoding="utf-8"))["per_step"]
         steps = max(steps, round(spent / step_seconds))
     words = sft_flags(whole, seed, steps, options, arguments.problems)
-    record = ensure(name, words, OUTPUTS / name, steps, arguments.threads)
+    record = ensure(OUTPUTS, name, words, OUTPUTS / name, steps, arguments.threads)
     if arm == "sft_updates":
         state = json.loads((OUTPUTS / name / f"checkpoint-{steps}" / "trainer_state.json").read_text(encoding="utf-8"))
         runtime = next(line["train_runtime"] for line in reversed(state["log_history"]) if "train_runtime" in line)
@@ -186,32 +157,6 @@ def broken_claims(pooled: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
     return broken
 
 
-def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Greedy accuracy of each arm: a point for each seed, with its 95 % interval."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    seeds = sorted({int(row["seed"]) for row in rows})
-    for number, (seed, colour) in enumerate(zip(seeds, COLOURS, strict=False)):
-        mine = [row for row in rows if int(row["seed"]) == seed]
-        at = [ARMS.index(row["arm"]) + 0.12 * (number - (len(seeds) - 1) / 2) for row in mine]
-        value = [float(row["value"]) for row in mine]
-        below = [v - float(row["low"]) for v, row in zip(value, mine, strict=True)]
-        above = [float(row["high"]) - v for v, row in zip(value, mine, strict=True)]
-        axes.errorbar(at, value, (below, above), fmt="o", ms=4, color=colour, lw=1.2, label=f"seed {seed}")
-    axes.set_xticks(range(len(ARMS)), [arm.replace("_", "\n", 1) for arm in ARMS])
-    axes.set(title="greedy accuracy on held-out problems (95 % interval)")
-    axes.grid(axis="y", color="0.9", lw=0.8)
-    axes.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
-    plt.close(figure)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -242,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in pooled:
         shown = f"{row['points']:+.1f} points, p = {row['p']:.2g}, {row['problems']} problems"
         print(f"against {row['against']:16} {shown}")
-    plot(read_rows(RESULTS / "reft.csv"), RESULTS / "reft.png")
+    title = "greedy accuracy on held-out problems (95 % interval)"
+    plot_arms(read_rows(RESULTS / "reft.csv"), ARMS, title, RESULTS / "reft.png")
     return verdict(broken_claims(pooled, len(arguments.seeds)), RESULTS / "reft.csv")
 
 

@@ -1,6 +1,6 @@
 """Distillation: a student learns from one teacher or several, from their texts, distributions or layers.
 
-    accelerate launch recipes/distill.py                                 # a small student of a tiny teacher, embedded
+    accelerate launch recipes/distill.py                      # a tiny decoder learns its own right answers, embedded
     accelerate launch recipes/distill.py --config YAML --mode on_policy --lmbda 0.5
     accelerate launch recipes/distill.py --config YAML --teacher_logits stored --top_k 64      # the teacher runs once
     accelerate launch --config_file recipes/accelerate/zero3.yaml recipes/distill.py --config YAML

@@ -80,9 +80,8 @@ class DistillTrainer(SFTTrainer):
         for teacher in self.teachers:
             if teacher.rows is not None and options.teacher_alignment == "tokens":
                 check_renderings(rows, teacher.rows, teacher.name)
-        tokenizer = getattr(processor, "tokenizer", processor)
         alike = [] if options.teacher_alignment == "spans" else [teacher.model for teacher in self.teachers]
-        self.vocab = vocabulary_size([model, *alike], tokenizer)
+        self.vocab = vocabulary_size([model, *alike])
         self.all_rows = rows
         super().__init__(model, options, config, rows, processor, checkpoint, order)
         sources = sorted(set(rows.sources))

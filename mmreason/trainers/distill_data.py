@@ -17,7 +17,7 @@ from mmreason.trainers.distill_endpoint import RowsTeacher, rows_teacher
 from mmreason.trainers.distill_gap import GapOrder
 from mmreason.trainers.distill_rows import PickedRows
 from mmreason.trainers.distill_store import TeacherStore, rows_digest
-from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, model_digest, tokenizer_digest
+from mmreason.trainers.distill_teacher import LocalTeacher, load_teacher, teacher_digest, tokenizer_digest
 from mmreason.trainers.problems import Say
 from mmreason.trainers.sft_data import load_rows
 from mmreason.types import ConfigError
@@ -103,9 +103,7 @@ def load_teachers(
 def _digest(teacher: LocalTeacher | RowsTeacher) -> dict[str, Any]:
     if isinstance(teacher, RowsTeacher):
         return teacher.digest()
-    options = teacher.options
-    how = {"revision": options.revision, "dtype": options.dtype, "quantization": options.quantization}
-    return model_digest(teacher.name) | {"path": teacher.name} | how
+    return teacher_digest(teacher.options)
 
 
 def stores_of(

@@ -100,31 +100,33 @@ class LocalTeacher:
         return TeacherView(logits, output=out, places=places)
 
 
-def load_teacher(options: TeacherOptions, student: Any, device_map: Any = None) -> tuple[Any, Any]:
+def load_teacher(options: TeacherOptions, student: Any) -> tuple[Any, Any]:
     """(the model in eval mode, its processor or tokenizer), once its vocabulary is known to be the student's.
 
     Args: student: the student's processor or tokenizer; None where another vocabulary will do.
     Raises: ConfigError: another vocabulary.
     """
-    from mmreason.models.loading import load_policy_model, load_processor
+    from mmreason.models.loading import load_processor
 
-    named = options.model_arguments()
-    processor = load_processor(named)
+    processor = load_processor(options.model_arguments())
     if student is not None:
         check_vocabularies(student, processor, options.path)
+    return load_teacher_model(options), processor
+
+
+def load_teacher_model(options: TeacherOptions) -> Any:
+    """The model alone, in eval mode, quantised where that is asked."""
+    from mmreason.models.loading import load_policy_model
+
     if options.quantization is None:
-        return load_policy_model(named).eval(), processor
-    return _quantized(options, device_map).eval(), processor
-
-
-def _quantized(options: TeacherOptions, device_map: Any) -> Any:
+        return load_policy_model(options.model_arguments()).eval()
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     eight = options.quantization == "8bit"
     config = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight)
     return AutoModelForCausalLM.from_pretrained(
-        options.path, revision=options.revision, quantization_config=config, device_map=device_map
-    )
+        options.path, revision=options.revision, quantization_config=config
+    ).eval()
 
 
 def check_vocabularies(student: Any, teacher: Any, name: str) -> None:
@@ -142,17 +144,23 @@ def check_vocabularies(student: Any, teacher: Any, name: str) -> None:
     )
 
 
-def vocabulary_size(models: Sequence[Any], tokenizer: Any) -> int:
+def vocabulary_size(models: Sequence[Any]) -> int:
     """How many tokens all of them have logits for: rows behind the tokenizer's are padding, whose number may differ."""
-    sizes = [model.config.get_text_config().vocab_size for model in models]
-    return max(len(tokenizer), min(sizes)) if min(sizes) >= len(tokenizer) else min(sizes)
+    return min(model.config.get_text_config().vocab_size for model in models)
 
 
-def model_digest(path: str) -> dict[str, Any]:
-    """What tells one model from another under the same name: its config and the ends of its weight files."""
-    config = Path(path) / "config.json"
+def teacher_digest(options: TeacherOptions) -> dict[str, Any]:
+    """What tells one teacher from another: its name and how it is loaded, its config, the ends of its weight files."""
+    config = Path(options.path) / "config.json"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return {"config": hashlib.sha256(text.encode()).hexdigest()[:16], "weights": _weights_key(path)}
+    return {
+        "path": options.path,
+        "revision": options.revision,
+        "dtype": options.dtype,
+        "quantization": options.quantization,
+        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "weights": _weights_key(options.path),
+    }
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -20,8 +20,8 @@ from mmreason.rollout.engines import end_token_ids, placeholder_token_ids
 from mmreason.rollout.hf import HFEngine, lone_process
 from mmreason.rollout.types import Request, Sampling
 from mmreason.trainers.arguments import DataArguments
-from mmreason.trainers.distill_arguments import DistillOptions
-from mmreason.trainers.distill_teacher import model_digest
+from mmreason.trainers.distill_arguments import DistillOptions, TeacherOptions
+from mmreason.trainers.distill_teacher import load_teacher_model, teacher_digest
 from mmreason.trainers.problems import Say, check_problems
 from mmreason.trainers.records import write_rows
 from mmreason.trainers.reporting import decode
@@ -41,25 +41,26 @@ def teacher_texts(args: DistillOptions, data: DataArguments, train: Any, config:
     Args: train: rows with prompts. config: TRL's configuration, of which the processes are known.
     Raises: ConfigError: what lies in the folder was sampled otherwise, or nothing is left; DataError for a bad prompt.
     """
-    from mmreason.models.loading import load_policy_model, load_processor
+    from mmreason.models.loading import load_processor
 
     (options,) = args.all_teachers()
     if args.mode == "reinforce":
         without = next((row for row, answer in zip(train["id"], train["answer"], strict=True) if answer is None), None)
         if without is not None:
             raise ConfigError(f"mode: reinforce needs an answer in every row; row {without} has none")
-    named = options.model_arguments()
-    processor = load_processor(named)
+    processor = load_processor(options.model_arguments())
     rows, prompt_ids, _ = check_problems(train, {}, processor, data, args.chat_template_kwargs, say)
     folder, state = Path(args.output_dir) / FOLDER, config.distributed_state
     if state.is_main_process:
-        _claim(folder, args, options.path, prompt_ids)
+        _claim(folder, args, options, prompt_ids)
     state.wait_for_everyone()
     parts = [range(i, min(i + PART_PROMPTS, len(prompt_ids))) for i in range(0, len(prompt_ids), PART_PROMPTS)]
     mine = [part for number, part in enumerate(parts) if number % state.num_processes == state.process_index]
     missing = [part for part in mine if not _path(folder, part).is_file()]
     if missing:
-        model = load_policy_model(named).to(state.device).eval()
+        model = load_teacher_model(options)
+        if options.quantization is None:  # a quantised one is where it belongs
+            model.to(state.device)
         visuals = visuals_of(rows, prompt_ids, processor, args.chat_template_kwargs)
         _sample(args, model, processor, prompt_ids, visuals, missing, folder, state)
         del model
@@ -67,13 +68,13 @@ def teacher_texts(args: DistillOptions, data: DataArguments, train: Any, config:
     return _kept(args, rows, [answer for part in parts for answer in _read(folder, part)], say)
 
 
-def _claim(folder: Path, args: DistillOptions, teacher: str, prompt_ids: Sequence[Sequence[int]]) -> None:
+def _claim(folder: Path, args: DistillOptions, teacher: TeacherOptions, prompt_ids: Sequence[Sequence[int]]) -> None:
     """Write down what decides the texts, or hold it against what is there. Raises: ConfigError."""
     import hashlib
 
     prompts = hashlib.sha256(json.dumps([list(ids) for ids in prompt_ids]).encode()).hexdigest()
     key = {
-        "teacher": {"path": teacher, **model_digest(teacher)},
+        "teacher": teacher_digest(teacher),
         "prompts": prompts,
         "samples": args.teacher_samples,
         "temperature": args.teacher_temperature,

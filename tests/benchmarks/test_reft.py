@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reft import ARMS, broken_claims, compare, mcnemar, parse, plot, reft_flags, sft_flags
+from benchmarks.reft import ARMS, broken_claims, compare, mcnemar, parse, reft_flags, sft_flags
+from benchmarks.runs import plot_arms
 from mmreason.config import parse_config
 
 
@@ -63,5 +64,5 @@ def test_the_commands_are_those_of_the_recipes(tmp_path: Path) -> None:
 def test_the_picture_and_the_order_of_arms(tmp_path: Path) -> None:
     assert parse(["--arms", "sft_time"]).arms == ["reft", "sft_time"]  # the others go on from its warm-up
     rows = [{"seed": "1", "arm": arm, "value": "0.8", "low": "0.7", "high": "0.9"} for arm in ARMS[:3]]
-    plot(rows, tmp_path / "reft.png")
+    plot_arms(rows, ARMS, "greedy accuracy", tmp_path / "reft.png")
     assert (tmp_path / "reft.png").stat().st_size > 5000
