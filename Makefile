@@ -15,7 +15,7 @@ VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 # Files stay together, so that what a file's tests share (an engine, a server) is started once.
 SHARED_OUT = -n $(or $(WORKERS),$$([ "$$(cat .venv/profile)" = gpu ] && echo 0 || echo 2)) --dist loadfile
-EVIDENCE := answers engine_parity grpo_step grpo_vlm warm_start demo_learning demo_vision sandbox endpoint overlap feature_store sft_throughput pretrain_curve scaling_law corpus reft tool_rl distill_memory distill
+EVIDENCE := answers engine_parity grpo_step grpo_vlm warm_start demo_learning demo_vision sandbox endpoint overlap feature_store sft_throughput pretrain_curve scaling_law corpus reft tool_rl distill_memory
 LAUNCH = config=cpu; [ "$$(cat .venv/profile)" = gpu ] && config=one_gpu; set -x; \
 	$(VENV)/accelerate launch --config_file recipes/accelerate/$$config.yaml
 
